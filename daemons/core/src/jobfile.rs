@@ -1,0 +1,1 @@
+//! A job as a person writes it, in TOML or JSON.

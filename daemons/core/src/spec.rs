@@ -1,0 +1,412 @@
+//! What a job and its tasks ask for, and what an attempt is told to do.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Code, Error, Limits, LimitsPatch, ProjectName, TaskId, limits::REDUCE_OUTPUT_BYTES};
+
+/// A command line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Command {
+    /// Run by `/bin/sh -c`.
+    Shell(String),
+    /// Program and arguments.
+    Argv(Vec<String>),
+}
+
+/// Replaced by the task's argument in its job's command.
+pub const PLACEHOLDER: &str = "{}";
+
+impl Command {
+    /// Program and arguments.
+    pub fn argv(&self) -> Vec<String> {
+        match self {
+            Self::Shell(line) => vec!["/bin/sh".into(), "-c".into(), line.clone()],
+            Self::Argv(args) => args.clone(),
+        }
+    }
+
+    /// With every `{}` replaced. In a shell line the argument is quoted, so that it stays one word.
+    pub fn with_arg(&self, arg: &str) -> Self {
+        match self {
+            Self::Shell(line) => Self::Shell(line.replace(PLACEHOLDER, &shell_quoted(arg))),
+            Self::Argv(args) => Self::Argv(args.iter().map(|part| part.replace(PLACEHOLDER, arg)).collect()),
+        }
+    }
+
+    /// One line for a person.
+    pub fn shown(&self) -> String {
+        match self {
+            Self::Shell(line) => line.clone(),
+            Self::Argv(args) => args.iter().map(|a| shell_quoted(a)).collect::<Vec<_>>().join(" "),
+        }
+    }
+
+    /// Refuses an empty command, and NUL, which no argument can hold.
+    pub fn validate(&self) -> Result<(), Error> {
+        let bad = match self {
+            Self::Shell(line) => line.trim().is_empty() || line.contains('\0'),
+            Self::Argv(args) => {
+                args.first().is_none_or(String::is_empty) || args.iter().any(|a| a.contains('\0'))
+            }
+        };
+        let long = self.argv().iter().map(String::len).sum::<usize>() > MAX_COMMAND_BYTES;
+        match (bad, long) {
+            (true, _) => {
+                Err(Error::new(Code::JobInvalid, "a command is not empty and holds no NUL").at("command"))
+            }
+            (_, true) => Err(Error::new(Code::JobInvalid, "a command has at most 64 KiB")
+                .at("command")
+                .hint("put long input into `stdin` or into the repository")),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Linux takes 128 KiB for one argument; half of it leaves room for `{}`.
+pub const MAX_COMMAND_BYTES: usize = 64 << 10;
+
+fn shell_quoted(arg: &str) -> String {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_./:=,@%+".contains(&b);
+    if !arg.is_empty() && arg.bytes().all(plain) {
+        return arg.to_owned();
+    }
+    format!("'{}'", arg.replace('\'', r"'\''"))
+}
+
+/// Where an image comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Source {
+    /// The repository's address.
+    pub git_url: String,
+    /// A branch, tag or commit.
+    pub git_ref: String,
+    /// The Dockerfile's path in the repository.
+    pub dockerfile: String,
+}
+
+impl Source {
+    /// The default ref.
+    pub const DEFAULT_REF: &'static str = "HEAD";
+    /// The default Dockerfile.
+    pub const DEFAULT_DOCKERFILE: &'static str = "Dockerfile";
+
+    /// Checks the form of each part; whether the scheme is allowed is the worker's configuration.
+    pub fn validate(&self) -> Result<(), Error> {
+        let fail = |code, place: &str, what: &str| Err(Error::new(code, what.to_owned()).at(place));
+        let clean = |text: &str| !text.chars().any(|c| c.is_control() || c.is_whitespace());
+        let scheme =
+            ["https://", "http://", "ssh://", "file:///"].iter().any(|s| self.git_url.starts_with(s));
+        let scp = !self.git_url.contains("://")
+            && !self.git_url.starts_with('-')
+            && self
+                .git_url
+                .split_once(':')
+                .is_some_and(|(host, path)| host.contains('@') && !path.is_empty());
+        if !(scheme || scp) || !clean(&self.git_url) || self.git_url.len() > 2000 {
+            return fail(
+                Code::GitUrlRefused,
+                "git",
+                &format!(
+                    "`{}` is not a git address: https://…, ssh://…, user@host:path, or file:///… where the worker allows it",
+                    crate::ids::shown(&without_password(&self.git_url))
+                ),
+            );
+        }
+        let reference_ok = !self.git_ref.is_empty()
+            && self.git_ref.len() <= 250
+            && clean(&self.git_ref)
+            && !self.git_ref.starts_with('-')
+            && !self.git_ref.contains("..")
+            && !self.git_ref.contains(['~', '^', ':', '?', '*', '[', '\\']);
+        if !reference_ok {
+            return fail(
+                Code::JobInvalid,
+                "ref",
+                "a ref is a branch, a tag or a commit of at most 250 characters",
+            );
+        }
+        let path_ok = !self.dockerfile.is_empty()
+            && self.dockerfile.len() <= 500
+            && !self.dockerfile.starts_with('/')
+            && !self.dockerfile.contains(['\0', '\n', '\\'])
+            && self.dockerfile.split('/').all(|part| !part.is_empty() && part != "..");
+        if !path_ok {
+            return fail(
+                Code::JobInvalid,
+                "dockerfile",
+                "a Dockerfile is a relative path inside the repository",
+            );
+        }
+        Ok(())
+    }
+
+    /// Whether the ref names one commit already.
+    pub fn pinned(&self) -> Option<&str> {
+        let full = self.git_ref.len() == 40 && self.git_ref.bytes().all(|b| b.is_ascii_hexdigit());
+        full.then_some(self.git_ref.as_str())
+    }
+}
+
+/// A git address without the password that it may carry, for messages and logs.
+pub fn without_password(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
+    let authority_end = rest.find('/').unwrap_or(rest.len());
+    match rest[..authority_end].rsplit_once('@') {
+        Some((user, host)) => {
+            let user = user.split(':').next().unwrap_or_default();
+            format!("{scheme}://{user}@{host}{}", &rest[authority_end..])
+        }
+        None => url.to_owned(),
+    }
+}
+
+/// What becomes of a job's results.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Reduce {
+    /// Reads the results as JSONL on its standard input; its standard output is the answer.
+    pub command: Command,
+    /// The answer's name.
+    pub output: String,
+    /// Limits of its own.
+    #[serde(default)]
+    pub limits: LimitsPatch,
+}
+
+/// What a job asks for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct JobSpec {
+    /// The tenant.
+    pub project: ProjectName,
+    /// For people; not unique.
+    pub name: String,
+    /// The repository that all its tasks share.
+    pub source: Source,
+    /// The command of tasks that name none.
+    pub command: Option<Command>,
+    /// Environment of every task.
+    pub env: BTreeMap<String, String>,
+    /// Limits of every task.
+    pub limits: LimitsPatch,
+    /// The last step.
+    pub reduce: Option<Reduce>,
+    /// Higher first, where the queue backend knows priorities.
+    pub priority: i32,
+    /// Only workers that have all of these run it.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// What one task asks for beyond its job.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TaskSpec {
+    /// Its id in the job.
+    pub id: TaskId,
+    /// Stands for `{}` in the job's command; the task's id when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arg: Option<String>,
+    /// Instead of the job's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command: Option<Command>,
+    /// Over the job's.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+    /// Its standard input.
+    #[serde(default, skip_serializing_if = "Vec::is_empty", with = "crate::message::base64_bytes")]
+    pub stdin: Vec<u8>,
+    /// Over the job's.
+    #[serde(default)]
+    pub limits: LimitsPatch,
+    /// Instead of the job's; raw messages each bring their own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<Source>,
+    /// Unknown fields of a raw message, kept.
+    #[serde(default, skip_serializing_if = "serde_json::Map::is_empty")]
+    pub extra: serde_json::Map<String, serde_json::Value>,
+}
+
+impl TaskSpec {
+    /// A task with nothing of its own.
+    pub fn new(id: TaskId) -> Self {
+        Self {
+            id,
+            arg: None,
+            command: None,
+            env: BTreeMap::new(),
+            stdin: Vec::new(),
+            limits: LimitsPatch::default(),
+            source: None,
+            extra: serde_json::Map::new(),
+        }
+    }
+
+    /// Checks it against its job.
+    pub fn validate(&self, job: &JobSpec) -> Result<(), Error> {
+        if self.id.is_reserved() {
+            return Err(Error::new(Code::JobInvalid, "a task id does not start with `~`").at("id"));
+        }
+        match (&self.command, &job.command) {
+            (Some(own), _) => own.validate()?,
+            (None, Some(_)) => {}
+            (None, None) => {
+                return Err(
+                    Error::new(Code::JobInvalid, "neither the task nor its job has a command").at("command")
+                );
+            }
+        }
+        if let Some(source) = &self.source {
+            source.validate()?;
+        }
+        if self.stdin.len() > MAX_STDIN_BYTES {
+            return Err(Error::new(Code::TooLarge, "a task's stdin has at most 1 MiB").at("stdin"));
+        }
+        validate_env(&self.env)?;
+        self.limits.validate()
+    }
+}
+
+/// A task's standard input travels in its queue message.
+pub const MAX_STDIN_BYTES: usize = 1 << 20;
+
+fn validate_env(env: &BTreeMap<String, String>) -> Result<(), Error> {
+    for (name, value) in env {
+        let name_ok = !name.is_empty()
+            && !name.starts_with(|c: char| c.is_ascii_digit())
+            && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+        if !name_ok || value.contains('\0') || name.len() + value.len() > MAX_COMMAND_BYTES {
+            return Err(Error::new(
+                Code::JobInvalid,
+                "a variable's name has letters, digits and `_`, its value no NUL and at most 64 KiB",
+            )
+            .at(format!("env.{}", crate::ids::shown(name))));
+        }
+    }
+    Ok(())
+}
+
+/// What a worker is told to run: job and task made one, every limit set.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AttemptSpec {
+    /// The repository.
+    pub source: Source,
+    /// The command.
+    pub command: Command,
+    /// The environment.
+    pub env: BTreeMap<String, String>,
+    /// The standard input, unless `stdin_from_results`.
+    pub stdin: Vec<u8>,
+    /// A reduce step reads the job's results.
+    pub stdin_from_results: bool,
+    /// The limits.
+    pub limits: Limits,
+}
+
+impl JobSpec {
+    /// Checks all of it but its tasks.
+    pub fn validate(&self) -> Result<(), Error> {
+        if self.name.is_empty() || self.name.chars().count() > 100 || self.name.chars().any(char::is_control)
+        {
+            return Err(Error::new(Code::JobInvalid, "a job's name has 1 to 100 characters").at("name"));
+        }
+        self.source.validate()?;
+        if let Some(command) = &self.command {
+            command.validate()?;
+        }
+        if let Some(reduce) = &self.reduce {
+            reduce.validate()?;
+        }
+        validate_env(&self.env)?;
+        self.limits.validate()
+    }
+
+    /// The attempt that `task` of this job asks for.
+    pub fn attempt(&self, task: &TaskSpec, defaults: &Limits) -> AttemptSpec {
+        let arg = task.arg.as_deref().unwrap_or(task.id.as_str());
+        let command = match (&task.command, &self.command) {
+            (Some(own), _) => own.with_arg(arg),
+            (None, Some(shared)) => shared.with_arg(arg),
+            // Refused when it was submitted; running nothing is the safe reading of an old row.
+            (None, None) => Command::Argv(vec!["true".into()]),
+        };
+        let mut env = self.env.clone();
+        env.extend(task.env.clone());
+        AttemptSpec {
+            source: task.source.clone().unwrap_or_else(|| self.source.clone()),
+            command,
+            env,
+            stdin: task.stdin.clone(),
+            stdin_from_results: false,
+            limits: task.limits.over(&self.limits.over(defaults)),
+        }
+    }
+
+    /// The attempt that its reduce step asks for.
+    pub fn reduce_attempt(&self, reduce: &Reduce, defaults: &Limits) -> AttemptSpec {
+        let mut base = self.limits.over(defaults);
+        base.output_bytes = REDUCE_OUTPUT_BYTES;
+        AttemptSpec {
+            source: self.source.clone(),
+            command: reduce.command.clone(),
+            env: self.env.clone(),
+            stdin: Vec::new(),
+            stdin_from_results: true,
+            limits: reduce.limits.over(&base),
+        }
+    }
+}
+
+impl Reduce {
+    /// Checks it.
+    pub fn validate(&self) -> Result<(), Error> {
+        let place = |mut error: Error| {
+            error.place = format!("reduce.{}", error.place);
+            error
+        };
+        self.command.validate().map_err(place)?;
+        let name_ok = (1..=100).contains(&self.output.len())
+            && self.output.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+            && !self.output.starts_with('.');
+        if !name_ok {
+            return Err(
+                Error::new(Code::JobInvalid, "the answer's name is a plain file name").at("reduce.output")
+            );
+        }
+        self.limits.validate().map_err(place)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_argument_stays_one_word_in_a_shell_line() {
+        let line = Command::Shell("echo {}".into()).with_arg("a; rm -rf 'x'");
+        assert_eq!(line, Command::Shell(r"echo 'a; rm -rf '\''x'\'''".into()));
+        assert_eq!(Command::Shell("n {}".into()).with_arg("17"), Command::Shell("n 17".into()));
+    }
+
+    #[test]
+    fn git_addresses_of_other_schemes_are_refused() {
+        let source = |url: &str| Source {
+            git_url: url.into(),
+            git_ref: "HEAD".into(),
+            dockerfile: "Dockerfile".into(),
+        };
+        for good in ["https://h/p.git", "ssh://git@h/p", "git@h:p.git", "file:///srv/p.git"] {
+            assert_eq!(source(good).validate(), Ok(()), "{good}");
+        }
+        for bad in
+            ["ext::sh -c id", "git://h/p", "-oProxyCommand=x@h:p", "/srv/p", "https://h/a b", "file://h/p"]
+        {
+            assert!(source(bad).validate().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_password_in_an_address_is_never_shown() {
+        assert_eq!(without_password("https://me:secret@h/p"), "https://me@h/p");
+        assert_eq!(without_password("https://h/p@x"), "https://h/p@x");
+    }
+}
