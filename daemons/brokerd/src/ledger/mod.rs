@@ -1,0 +1,224 @@
+//! The durable record: jobs, tasks, attempts, leases and results.
+//!
+//! What a store must give is little, so that PostgreSQL or Cassandra can stand here as well: reads by
+//! key and by page, batched writes, and compare-and-set on *one* task's row ([`Ledger::swap_task`]).
+//! Nothing needs a transaction over two tasks; every counter is derived.
+
+mod rows;
+
+use async_trait::async_trait;
+use codering_core::{
+    Code, Error, JobId, Outcome, ProjectName, QueueName, TaskId, TaskKey, TaskResult, job::TaskCounts,
+    time::Millis,
+};
+
+pub use rows::*;
+
+/// Why a call did not do what it should. "Failed" and "unknown" are different answers: after the first
+/// nothing was recorded, after the second it may have been.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum LedgerError {
+    /// Certainly not recorded.
+    #[error("the ledger cannot be used: {0}")]
+    Failed(String),
+    /// Perhaps recorded; ask before doing it again.
+    #[error("the ledger did not say whether it recorded the change: {0}")]
+    Unknown(String),
+}
+
+impl From<LedgerError> for Error {
+    fn from(error: LedgerError) -> Self {
+        let code = match error {
+            LedgerError::Failed(_) => Code::LedgerUnavailable,
+            LedgerError::Unknown(_) => Code::LedgerUnknown,
+        };
+        Error::new(code, error.to_string())
+    }
+}
+
+/// The result of a ledger call.
+pub type Result<T> = std::result::Result<T, LedgerError>;
+
+/// What became of a job that was to be begun.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Begun {
+    /// It is recorded as not yet committed, and invisible.
+    New,
+    /// Its idempotency key was used before, by this committed job.
+    Existing(JobId),
+    /// Its idempotency key is held by a job that is being recorded right now, or its id is taken.
+    Busy,
+}
+
+/// What became of a compare-and-set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Swapped {
+    /// The row had the expected version; the change is durable.
+    Yes,
+    /// It had another version, or there is no such row; nothing changed.
+    No,
+}
+
+/// See the module. Every method that writes returns once the write is durable (fsync).
+#[async_trait]
+pub trait Ledger: Send + Sync + 'static {
+    // ---- one task ----
+
+    /// One task.
+    async fn task(&self, key: &TaskKey) -> Result<Option<Task>>;
+
+    /// Stores `change` if the row still has `change.expected_version`; all of it or none.
+    async fn swap_task(&self, change: TaskChange) -> Result<Swapped>;
+
+    /// Adds one task to a committed job. `false`: there is one of this id, nothing changed.
+    async fn insert_task(&self, task: Task) -> Result<bool>;
+
+    // ---- jobs ----
+
+    /// Records a job, uncommitted: invisible to every read until [`Ledger::commit_job`].
+    async fn begin_job(&self, job: Job, idempotency_key: Option<String>) -> Result<Begun>;
+
+    /// Adds up to 1000 tasks to an uncommitted job. `Some(id)`: that id was there already, nothing was added.
+    async fn add_tasks(&self, job: &JobId, tasks: Vec<Task>) -> Result<Option<TaskId>>;
+
+    /// Makes the job and all its tasks visible at once.
+    async fn commit_job(&self, job: &JobId) -> Result<()>;
+
+    /// Removes a job with all that belongs to it, committed or not; in steps, so that it holds nobody up.
+    async fn delete_job(&self, job: &JobId) -> Result<()>;
+
+    /// Removes jobs that were begun and never committed, as a crash leaves them.
+    async fn delete_uncommitted(&self) -> Result<u64>;
+
+    /// Overwrites what of a job may change: everything but its id, project and spec's tasks.
+    async fn update_job(&self, job: Job) -> Result<()>;
+
+    /// One committed job.
+    async fn job(&self, id: &JobId) -> Result<Option<Job>>;
+
+    /// Committed jobs whose id starts so, at most `limit`.
+    async fn jobs_by_prefix(&self, prefix: &str, limit: u32) -> Result<Vec<Job>>;
+
+    /// Committed jobs, newest first.
+    async fn jobs(&self, filter: JobFilter, after: Option<JobId>, limit: u32) -> Result<Vec<Job>>;
+
+    /// Committed jobs whose stored state is not final, oldest first.
+    async fn unfinished_jobs(&self) -> Result<Vec<Job>>;
+
+    /// The finished jobs that retention lets go: finished before `before`, or beyond the newest `keep`.
+    async fn expired_jobs(&self, before: Millis, keep: u64, limit: u32) -> Result<Vec<JobId>>;
+
+    /// The job's tasks by where they stand, its reduce steps left out.
+    async fn counts(&self, job: &JobId) -> Result<TaskCounts>;
+
+    /// The job's newest reduce step.
+    async fn newest_reduce(&self, job: &JobId) -> Result<Option<Task>>;
+
+    // ---- pages of tasks ----
+
+    /// Tasks of a job in the order of `seq`, those after `after_seq` first; reduce steps left out.
+    async fn tasks(
+        &self,
+        job: &JobId,
+        filter: TaskFilter,
+        after_seq: Option<u64>,
+        limit: u32,
+    ) -> Result<Vec<Task>>;
+
+    /// Ready, unpublished tasks of a project whose time has come and whose job is not paused, oldest first.
+    async fn unpublished(&self, project: &ProjectName, now: Millis, limit: u32) -> Result<Vec<Task>>;
+
+    /// Projects that have ready, unpublished tasks of unpaused jobs, with the earliest `not_before` of each.
+    async fn projects_with_unpublished(&self) -> Result<Vec<(ProjectName, Millis)>>;
+
+    /// Ready tasks of a project that count as published, a page in key order.
+    async fn published(&self, project: &ProjectName, after: Option<TaskKey>, limit: u32)
+    -> Result<Vec<Task>>;
+
+    /// How many there are of them.
+    async fn published_count(&self, project: &ProjectName) -> Result<u64>;
+
+    /// All leased tasks (bounded by the slots of all workers).
+    async fn leased(&self) -> Result<Vec<Task>>;
+
+    // ---- results, attempts, builds ----
+
+    /// The recorded result of a task.
+    async fn result(&self, key: &TaskKey) -> Result<Option<TaskResult>>;
+
+    /// Recorded results of a job in the order of its tasks, with each task's `seq`; reduce steps left out.
+    /// A page ends after `limit` results or some 8 MiB.
+    async fn results(
+        &self,
+        job: &JobId,
+        outcomes: &[Outcome],
+        after_seq: Option<u64>,
+        limit: u32,
+    ) -> Result<Vec<(u64, TaskResult)>>;
+
+    /// Recorded results not yet marked as published to the done queue, oldest first.
+    async fn unpublished_results(&self, limit: u32) -> Result<Vec<TaskResult>>;
+
+    /// Marks results as published.
+    async fn mark_results_published(&self, keys: Vec<TaskKey>) -> Result<()>;
+
+    /// The attempts that ended, oldest first.
+    async fn attempts(&self, key: &TaskKey) -> Result<Vec<Attempt>>;
+
+    /// Keeps a build's log for the job; one for each worker and image, the newest wins.
+    async fn put_build(&self, job: &JobId, build: Build) -> Result<()>;
+
+    /// The job's builds, oldest first.
+    async fn builds(&self, job: &JobId) -> Result<Vec<Build>>;
+
+    // ---- projects, queues ----
+
+    /// Records or overwrites a project.
+    async fn put_project(&self, project: Project) -> Result<()>;
+
+    /// All projects, by name.
+    async fn projects(&self) -> Result<Vec<Project>>;
+
+    /// Removes a project and its queues' records; its jobs are deleted one by one before.
+    async fn delete_project(&self, name: &ProjectName) -> Result<()>;
+
+    /// What the project holds now, derived.
+    async fn usage(&self, name: &ProjectName) -> Result<Usage>;
+
+    /// Records that a queue exists, so that it can be made again. `false`: it was there.
+    async fn put_queue(&self, name: &QueueName) -> Result<bool>;
+
+    /// Every recorded queue.
+    async fn queues(&self) -> Result<Vec<QueueName>>;
+
+    /// Forgets a queue.
+    async fn delete_queue(&self, name: &QueueName) -> Result<()>;
+
+    // ---- tokens, workers ----
+
+    /// Records or overwrites a token.
+    async fn put_token(&self, token: Token) -> Result<()>;
+
+    /// All tokens, newest first (bounded: creating stops at 10,000).
+    async fn tokens(&self) -> Result<Vec<Token>>;
+
+    /// One token.
+    async fn token(&self, id: &str) -> Result<Option<Token>>;
+
+    /// Uses up a one-use token: sets `revoked_at` if it was not set. `false`: it was used before.
+    async fn spend_token(&self, id: &str, now: Millis) -> Result<bool>;
+
+    /// Records or overwrites a worker.
+    async fn put_worker(&self, worker: Worker) -> Result<()>;
+
+    /// All workers, by name.
+    async fn workers(&self) -> Result<Vec<Worker>>;
+
+    // ---- itself ----
+
+    /// Whether it can be written right now.
+    async fn check(&self) -> Result<()>;
+
+    /// Finishes what is under way and closes.
+    async fn close(&self);
+}
