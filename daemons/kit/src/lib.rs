@@ -1,1 +1,29 @@
+//! What every codering daemon's process needs, and nothing of what the daemon is for.
+//!
+//! - [`config`]: file, drop-ins and environment into one checked value; every mistake with its place.
+//! - [`telemetry`]: logs to the journal or to a terminal; [`notify`]: what systemd is told.
+//! - [`shutdown`]: signals into one drain with a deadline.
+//! - [`tls`]: the CA, certificates and rustls configurations; [`listen`]: serving; [`connect`]: calling.
+//! - [`health`]: `/healthz`, `/readyz` and `/metrics`.
+//!
+//! It keeps no global state but the log subscriber and rustls's provider, which the process has once.
 
+pub mod config;
+pub mod connect;
+pub mod health;
+pub mod listen;
+pub mod notify;
+pub mod shutdown;
+pub mod telemetry;
+pub mod tls;
+
+use std::process::ExitCode;
+
+use codering_core::{Code, Error};
+
+/// Prints `error[code]: place: message (hint)` to stderr. The exit code is 2 where the configuration
+/// was at fault, so that a unit may refuse to start again on it, and 1 otherwise.
+pub fn failed(error: &Error) -> ExitCode {
+    eprintln!("error[{}]: {error}", error.code.as_str());
+    ExitCode::from(if error.code == Code::ConfigInvalid { 2 } else { 1 })
+}

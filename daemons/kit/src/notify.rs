@@ -1,0 +1,73 @@
+//! What systemd is told (`sd_notify`). Without systemd each of these does nothing.
+
+use codering_core::ids::shown;
+use sd_notify::NotifyState;
+
+use crate::shutdown::Shutdown;
+
+fn tell(state: &[NotifyState<'_>]) {
+    if let Err(e) = sd_notify::notify(state) {
+        tracing::warn!("systemd was not told {state:?}: {e}");
+    }
+}
+
+/// `READY=1`: every latch dropped.
+pub fn ready() {
+    tell(&[NotifyState::Ready]);
+}
+
+/// `STOPPING=1`: the drain began.
+pub fn stopping() {
+    tell(&[NotifyState::Stopping]);
+}
+
+/// `RELOADING=1`; follow it with [`ready`].
+pub fn reloading() {
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => tell(&[NotifyState::Reloading, now]),
+        Err(e) => tracing::warn!("no monotonic clock: {e}"),
+    }
+}
+
+/// `STATUS=`: one line that `systemctl status` shows. Cut where it is long.
+pub fn status(text: &str) {
+    tell(&[NotifyState::Status(&shown_line(text))]);
+}
+
+fn shown_line(text: &str) -> String {
+    // A newline would start the next assignment of the protocol.
+    text.lines()
+        .map(|line| if line.len() > 200 { shown(line) } else { line.to_owned() })
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+/// Beats `WATCHDOG=1` twice in each interval that systemd asked for, as long as `alive` says so, until the
+/// process ends. Returns at once where systemd asked for no watchdog.
+pub async fn watchdog(alive: impl Fn() -> bool, shutdown: Shutdown) {
+    let Some(interval) = sd_notify::watchdog_enabled().filter(|i| !i.is_zero()) else { return };
+    let mut beat = tokio::time::interval(interval / 2);
+    beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = beat.tick() => {}
+            () = shutdown.ended() => return,
+        }
+        if alive() {
+            tell(&[NotifyState::Watchdog]);
+        } else {
+            tracing::error!("not alive: systemd's watchdog is left to act");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_cannot_smuggle_in_another_assignment() {
+        assert_eq!(shown_line("all well\nREADY=1"), "all well READY=1");
+        assert!(shown_line(&"x".repeat(5000)).len() < 300);
+    }
+}

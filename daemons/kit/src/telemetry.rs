@@ -1,0 +1,71 @@
+//! Logs: to the journal with their fields when systemd started the process, as text on stderr otherwise.
+//!
+//! A field `job` becomes `CODERING_JOB` in the journal, so that `journalctl CODERING_JOB=j-…` tells one job's story.
+
+use std::{
+    io::IsTerminal,
+    os::{fd::AsFd, unix::fs::MetadataExt},
+};
+
+use codering_core::{Code, Error};
+use tracing_subscriber::{EnvFilter, Registry, layer::SubscriberExt, util::SubscriberInitExt};
+
+/// The variable with the filter, e.g. `debug` or `info,codering_brokerd::queue=trace`.
+pub const FILTER_VARIABLE: &str = "CODERING_LOG";
+
+/// Starts logging for this process; `daemon` is the journal's identifier, e.g. `codering-brokerd`.
+///
+/// # Errors
+/// [`Code::ConfigInvalid`] when `CODERING_LOG` holds no filter; [`Code::Internal`] when it was called before.
+pub fn init(daemon: &str) -> Result<(), Error> {
+    let directives = std::env::var(FILTER_VARIABLE).unwrap_or_else(|_| "info".into());
+    let filter = EnvFilter::try_new(&directives).map_err(|e| {
+        Error::new(Code::ConfigInvalid, format!("is no log filter: {e}"))
+            .at(FILTER_VARIABLE)
+            .hint("for example `info` or `warn,codering_brokerd=debug`")
+    })?;
+    let journal = if stderr_is_journal() { tracing_journald::layer().ok() } else { None };
+    let registry = Registry::default().with(filter);
+    let started = match journal {
+        Some(layer) => registry
+            .with(layer.with_field_prefix(Some("CODERING".into())).with_syslog_identifier(daemon.to_owned()))
+            .try_init(),
+        None => {
+            let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+            registry
+                .with(tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(colours))
+                .try_init()
+        }
+    };
+    started.map_err(|e| Error::new(Code::Internal, format!("logging was started before: {e}")))?;
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        let message = panic.payload_as_str().unwrap_or("panicked");
+        tracing::error!(place, "panic: {message}");
+    }));
+    Ok(())
+}
+
+/// Whether stderr is the very stream that systemd connected to the journal: `JOURNAL_STREAM` is `device:inode`.
+fn stderr_is_journal() -> bool {
+    let Ok(stream) = std::env::var("JOURNAL_STREAM") else { return false };
+    let Ok(stderr) = std::io::stderr().as_fd().try_clone_to_owned() else { return false };
+    std::fs::File::from(stderr).metadata().is_ok_and(|about| is_stream(&stream, about.dev(), about.ino()))
+}
+
+fn is_stream(stream: &str, device: u64, inode: u64) -> bool {
+    stream.split_once(':').is_some_and(|(d, i)| d.parse() == Ok(device) && i.parse() == Ok(inode))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_journal_is_used_only_when_stderr_is_its_stream() {
+        assert!(is_stream("8:1234", 8, 1234));
+        for other in ["8:1235", "9:1234", "", "8", "x:y"] {
+            assert!(!is_stream(other, 8, 1234), "{other}");
+        }
+    }
+}
