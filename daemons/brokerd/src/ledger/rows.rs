@@ -58,6 +58,8 @@ pub struct Job {
     pub reduce: Option<Reduce>,
     /// Reduce steps made so far.
     pub reduce_runs: u32,
+    /// Which of them counts: the newest, or 0 before the first and after a retry.
+    pub reduced_run: u32,
     /// The token's name.
     pub submitted_by: String,
     /// When it was submitted.
