@@ -1,1 +1,162 @@
+//! The verbs, and the only place that changes a task.
+//!
+//! A submit is committed to the ledger and then answered; `outbox` publishes what the ledger says
+//! is ready; `dispatch` takes a message when a slot is free for it, leases the task and sends it down a
+//! worker's stream (`fleet`); `leases` ends what was not renewed; `change` applies the state machine by
+//! compare-and-set; `reconcile` repairs at start and on a timer whatever a crash left between two steps.
+//! REST and gRPC call the same verbs and hold no state of their own.
 
+mod change;
+mod dispatch;
+mod fleet;
+mod jobs;
+mod leases;
+mod live;
+mod logs;
+mod outbox;
+mod projects;
+mod queues;
+mod reconcile;
+mod scheduler;
+mod settings;
+mod submit;
+mod tasks;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use codering_core::{Code, Error, JobId, LeaseToken, time::Millis};
+use tokio::sync::Notify;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+pub use fleet::{Session, Speaker, ToWorker, WorkerView};
+pub use leases::Running;
+pub use live::{JobEvent, shown_state};
+pub use logs::{LogPiece, Stream};
+pub use projects::ProjectView;
+pub use queues::QueueView;
+pub use settings::Settings;
+pub use submit::{NewJob, Submission};
+pub use tasks::TaskView;
+
+use crate::{ledger::Ledger, metrics::Metrics, queue::Queues};
+
+/// A handle; clones share one broker.
+#[derive(Clone)]
+pub struct Broker(Arc<Parts>);
+
+/// What a broker is made of; private, and named only because a handle derefs to it.
+pub struct Parts {
+    settings: Settings,
+    ledger: Arc<dyn Ledger>,
+    queues: Arc<dyn Queues>,
+    metrics: Arc<Metrics>,
+    jobs: live::LiveJobs,
+    projects: projects::Projects,
+    scheduler: Mutex<scheduler::Scheduler>,
+    fleet: fleet::Fleet,
+    leases: leases::Leases,
+    logs: logs::LiveLogs,
+    outbox: outbox::Outbox,
+    /// Held while a raw message is adopted, so that one open job serves all.
+    adopting: tokio::sync::Mutex<()>,
+    /// Held while a reduce step is made, so that a job gets one.
+    settling: tokio::sync::Mutex<()>,
+    /// Rung when a slot is freed or a queue may have something.
+    dispatch: Notify,
+    stop: CancellationToken,
+    tracker: TaskTracker,
+}
+
+impl std::ops::Deref for Broker {
+    type Target = Parts;
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
+}
+
+impl Broker {
+    /// Loads what is unfinished and starts the loops. The queue backend may be away.
+    pub async fn start(
+        settings: Settings,
+        ledger: Arc<dyn Ledger>,
+        queues: Arc<dyn Queues>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, Error> {
+        let logs = logs::LiveLogs::open(&settings.live_dir)?;
+        let broker = Self(Arc::new(Parts {
+            settings,
+            ledger,
+            queues,
+            metrics,
+            jobs: live::LiveJobs::default(),
+            projects: projects::Projects::default(),
+            scheduler: Mutex::default(),
+            fleet: fleet::Fleet::default(),
+            leases: leases::Leases::default(),
+            logs,
+            outbox: outbox::Outbox::default(),
+            adopting: tokio::sync::Mutex::new(()),
+            settling: tokio::sync::Mutex::new(()),
+            dispatch: Notify::new(),
+            stop: CancellationToken::new(),
+            tracker: TaskTracker::new(),
+        }));
+        broker.load().await?;
+        broker.spawn(broker.clone().publish_tasks());
+        broker.spawn(broker.clone().publish_results());
+        broker.spawn(broker.clone().dispatch_loop());
+        broker.spawn(broker.clone().expire_leases());
+        broker.spawn(broker.clone().reconcile_loop());
+        Ok(broker)
+    }
+
+    /// Stops the loops and waits for what they have in hand. Leases stay as they are: workers go on and
+    /// report to the next process.
+    pub async fn stop(&self) {
+        self.stop.cancel();
+        self.tracker.close();
+        self.tracker.wait().await;
+    }
+
+    fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        self.tracker.spawn(work);
+    }
+
+    fn scheduler(&self) -> MutexGuard<'_, scheduler::Scheduler> {
+        self.scheduler.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the queue backend answers, and if not, why.
+    pub fn queue_connected(&self) -> Result<(), String> {
+        self.queues.connected()
+    }
+
+    /// The queue backend's name.
+    pub fn queue_backend(&self) -> &'static str {
+        self.queues.backend()
+    }
+
+    /// Whether the ledger can be written.
+    pub async fn check_ledger(&self) -> Result<(), Error> {
+        Ok(self.ledger.check().await?)
+    }
+}
+
+/// The wall clock, for records.
+pub fn now() -> Millis {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |d| Millis::try_from(d.as_millis()).unwrap_or(Millis::MAX))
+}
+
+/// What should not happen: the code says so, the log has the rest.
+fn internal(error: impl std::fmt::Display) -> Error {
+    Error::new(Code::Internal, error.to_string())
+}
+
+fn new_job_id() -> JobId {
+    JobId::at(now(), rand::random())
+}
+
+fn new_token() -> LeaseToken {
+    LeaseToken::from_bytes(rand::random())
+}

@@ -15,9 +15,17 @@ struct Slots {
     session: u64,
     slots: u32,
     busy: u32,
-    /// Takes nothing new: a user paused it, or it drains.
-    held_back: bool,
+    /// A user paused it.
+    paused: bool,
+    /// It drains, by its own word.
+    draining: bool,
     labels: Labels,
+}
+
+impl Slots {
+    fn free(&self) -> u32 {
+        if self.paused || self.draining { 0 } else { self.slots.saturating_sub(self.busy) }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -56,8 +64,16 @@ const MAX_TAKE: u32 = 64;
 
 impl Scheduler {
     /// A worker is there, with the attempts that it holds already counted in `busy`.
-    pub fn join(&mut self, name: WorkerName, session: u64, slots: u32, busy: u32, held_back: bool, labels: Labels) {
-        self.workers.insert(name, Slots { session, slots, busy, held_back, labels });
+    pub fn join(
+        &mut self,
+        name: WorkerName,
+        session: u64,
+        slots: u32,
+        busy: u32,
+        paused: bool,
+        labels: Labels,
+    ) {
+        self.workers.insert(name, Slots { session, slots, busy, paused, draining: false, labels });
     }
 
     /// A worker's stream ended; a newer session of the same worker stays.
@@ -67,10 +83,17 @@ impl Scheduler {
         }
     }
 
-    /// Whether a worker takes nothing new.
-    pub fn hold_back(&mut self, name: &WorkerName, held_back: bool) {
+    /// A paused worker takes nothing new.
+    pub fn set_paused(&mut self, name: &WorkerName, paused: bool) {
         if let Some(worker) = self.workers.get_mut(name) {
-            worker.held_back = held_back;
+            worker.paused = paused;
+        }
+    }
+
+    /// Neither does one that drains.
+    pub fn set_draining(&mut self, name: &WorkerName, draining: bool) {
+        if let Some(worker) = self.workers.get_mut(name) {
+            worker.draining = draining;
         }
     }
 
@@ -105,9 +128,8 @@ impl Scheduler {
     }
 
     fn free(&self) -> u32 {
-        let open: u32 =
-            self.workers.values().filter(|w| !w.held_back).map(|w| w.slots.saturating_sub(w.busy)).sum();
-        open.saturating_sub(self.shares.values().map(|s| s.reserved).sum())
+        let open: u32 = self.workers.values().map(Slots::free).sum();
+        open.saturating_sub(self.reserved())
     }
 
     /// Shares the free slots out, one at a time to whoever has least, and says what to ask for.
@@ -157,13 +179,17 @@ impl Scheduler {
     }
 
     /// Turns a reservation into a busy slot of the worker with most room among those that have `labels`.
-    pub fn place(&mut self, project: &ProjectName, labels: &BTreeMap<String, String>) -> Option<(WorkerName, u64)> {
+    pub fn place(
+        &mut self,
+        project: &ProjectName,
+        labels: &BTreeMap<String, String>,
+    ) -> Option<(WorkerName, u64)> {
         let fits = |w: &Slots| labels.iter().all(|(key, value)| w.labels.get(key) == Some(value));
         let (name, worker) = self
             .workers
             .iter_mut()
-            .filter(|(_, w)| !w.held_back && w.busy < w.slots && fits(w))
-            .max_by_key(|(name, w)| (w.slots - w.busy, std::cmp::Reverse((*name).clone())))?;
+            .filter(|(_, w)| w.free() > 0 && fits(w))
+            .max_by_key(|(name, w)| (w.free(), std::cmp::Reverse((*name).clone())))?;
         worker.busy += 1;
         let placed = (name.clone(), worker.session);
         if let Some(share) = self.shares.get_mut(project) {
@@ -171,6 +197,19 @@ impl Scheduler {
             share.running += 1;
         }
         Some(placed)
+    }
+
+    /// The lease could not be recorded: a busy slot becomes a reservation again.
+    pub fn unplace(&mut self, project: &ProjectName, worker: &WorkerName) {
+        self.release(project, worker);
+        if let Some(share) = self.shares.get_mut(project) {
+            share.reserved += 1;
+        }
+    }
+
+    /// Slots between a question and a lease.
+    pub fn reserved(&self) -> u32 {
+        self.shares.values().map(|s| s.reserved).sum()
     }
 
     /// A reservation is not needed after all.
@@ -188,11 +227,6 @@ impl Scheduler {
         if let Some(worker) = self.workers.get_mut(worker) {
             worker.busy = worker.busy.saturating_sub(1);
         }
-    }
-
-    /// Whether any connected worker has `labels`.
-    pub fn can_ever_place(&self, labels: &BTreeMap<String, String>) -> bool {
-        self.workers.values().any(|w| labels.iter().all(|(k, v)| w.labels.get(k) == Some(v)))
     }
 }
 
@@ -260,9 +294,9 @@ mod tests {
     }
 
     #[test]
-    fn a_held_back_worker_gets_nothing_and_labels_choose() {
+    fn a_paused_worker_gets_nothing_and_labels_choose() {
         let mut s = with(1, &["a"]);
-        s.hold_back(&worker("w1"), true);
+        s.set_paused(&worker("w1"), true);
         let gpu = Labels::from([("gpu".to_owned(), "yes".to_owned())]);
         s.join(worker("w2"), 2, 1, 0, false, gpu);
         let want = BTreeMap::from([("gpu".to_owned(), "yes".to_owned())]);

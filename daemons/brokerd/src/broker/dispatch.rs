@@ -1,0 +1,240 @@
+//! From the todo queue to a worker: a message is taken when a slot is free for it, the lease is recorded,
+//! the worker is told, and the message acked.
+
+use std::collections::BTreeMap;
+
+use codering_core::{
+    AttemptSpec, Code, Error, JobSpec, Limits, ProjectName, QueueName, TaskKey, WorkerName,
+    message::TodoMessage,
+    spec::Reduce,
+    task::{Event, Lease, State},
+};
+use codering_proto::convert::Assigned;
+use futures::future::join_all;
+
+use super::{
+    Broker,
+    change::{Changed, Ended},
+    leases::Held,
+    new_token, now,
+    scheduler::Take,
+};
+use crate::{
+    ledger::{Task, TaskChange},
+    queue::Delivery,
+};
+
+/// A task that no connected worker can run is looked at again after this, in milliseconds.
+const UNPLACED_PAUSE_MS: i64 = 2000;
+
+/// What an attempt at `task` is told to do.
+pub(super) fn attempt_spec(
+    spec: &JobSpec,
+    reduce: Option<&Reduce>,
+    task: &Task,
+    defaults: &Limits,
+) -> AttemptSpec {
+    match reduce.filter(|_| task.reduce) {
+        Some(reduce) => spec.reduce_attempt(reduce, defaults),
+        None => spec.attempt(&task.spec, defaults),
+    }
+}
+
+/// What became of a delivery, which decides how it is settled.
+enum Fate {
+    /// Leased: the reservation became a busy slot.
+    Leased,
+    /// Nothing to do for it: done, running, cancelled, paused or handed back to the ledger.
+    Dropped,
+    /// It can never be used.
+    Rejected(String),
+}
+
+impl Broker {
+    /// Asks the queues whenever slots are free and something may wait.
+    pub(super) async fn dispatch_loop(self) {
+        let mut bell = self.queues.bell();
+        while !self.stop.is_cancelled() {
+            let takes = self.scheduler().plan();
+            for take in takes {
+                let broker = self.clone();
+                self.tracker.spawn(async move { broker.fill(take).await });
+            }
+            tokio::select! {
+                () = self.dispatch.notified() => {}
+                rung = bell.changed() => {
+                    if rung.is_err() { return }
+                    self.scheduler().ring_all();
+                }
+                () = self.stop.cancelled() => {}
+            }
+        }
+    }
+
+    /// Takes up to the reserved number of messages and leases their tasks.
+    async fn fill(&self, take: Take) {
+        let queue = QueueName::todo(&take.project);
+        let deliveries = match self.queues.take(&queue, take.max as usize).await {
+            Ok(deliveries) => deliveries,
+            Err(error) => {
+                // The bell rings when the backend is back; the reconciler rings in any case.
+                tracing::debug!(queue = %queue, %error, "nothing taken");
+                Vec::new()
+            }
+        };
+        let got = u32::try_from(deliveries.len()).unwrap_or(take.max);
+        self.scheduler().took(&take, got);
+        join_all(deliveries.into_iter().map(|d| self.lease_delivery(&take.project, d))).await;
+        // Reservations were given back, or there may be more.
+        self.dispatch.notify_one();
+    }
+
+    /// Leases one task; where that is not to be, its reservation is given back.
+    async fn lease_delivery(&self, project: &ProjectName, delivery: Delivery) {
+        let fate = self.lease_message(project, &delivery).await;
+        let settled = match &fate {
+            Ok(Fate::Leased | Fate::Dropped) => delivery.settle.ack().await,
+            Ok(Fate::Rejected(reason)) => {
+                tracing::warn!(project = %project, reason, "a message goes to the dead letters");
+                self.metrics.dead_letters.inc();
+                delivery.settle.reject(reason.clone()).await
+            }
+            Err(error) => {
+                tracing::warn!(project = %project, %error, "a message returns to its queue");
+                delivery.settle.requeue().await
+            }
+        };
+        if let Err(error) = settled {
+            // It may come again: its task is then no longer ready, and the message is dropped.
+            tracing::debug!(project = %project, %error, "a message was not settled");
+        }
+        if !matches!(fate, Ok(Fate::Leased)) {
+            self.scheduler().unreserve(project);
+        }
+    }
+
+    async fn lease_message(&self, project: &ProjectName, delivery: &Delivery) -> Result<Fate, Error> {
+        let message = match TodoMessage::read(&delivery.body, project) {
+            Ok(message) => message,
+            Err(error) => return Ok(Fate::Rejected(format!("{}: {error}", error.code.as_str()))),
+        };
+        let task = match &message.job_id {
+            Some(job) => {
+                let key = TaskKey { job: job.clone(), task: message.task_id.clone() };
+                match self.ledger.task(&key).await? {
+                    Some(task) if task.project == *project => task,
+                    _ => {
+                        return Ok(Fate::Rejected(format!(
+                            "{}: there is no task {key}",
+                            Code::TaskNotFound.as_str()
+                        )));
+                    }
+                }
+            }
+            None => match self.adopt(project, &message, delivery.redelivered).await? {
+                Some(task) => task,
+                None => return Ok(Fate::Dropped),
+            },
+        };
+        if matches!(task.progress.state, State::Ready { .. }) {
+            self.lease(task).await
+        } else {
+            Ok(Fate::Dropped)
+        }
+    }
+
+    /// Leases a ready task to the worker with most room and sends it there.
+    async fn lease(&self, task: Task) -> Result<Fate, Error> {
+        let Some(job) = self.jobs.get(&task.key.job) else { return Ok(Fate::Dropped) };
+        let (spec, reduce, commit, paused, cancelled) =
+            job.with(|j| (j.spec.clone(), j.reduce.clone(), j.commit.clone(), j.paused, j.cancelled));
+        let key = task.key.clone();
+        if cancelled {
+            let ended = Ended { message: "the job was cancelled".into(), ..Ended::default() };
+            self.change(&key, Some(task), Event::Cancel, ended).await?;
+            return Ok(Fate::Dropped);
+        }
+        let labels = if task.reduce { BTreeMap::new() } else { spec.labels.clone() };
+        let placed = if paused { None } else { self.scheduler().place(&task.project, &labels) };
+        let Some((worker, session)) = placed else {
+            self.hand_back(task, paused).await?;
+            return Ok(Fate::Dropped);
+        };
+        let token = new_token();
+        let leased_at = now();
+        let lease_ms = u64::try_from(self.settings.lease.as_millis()).unwrap_or(u64::MAX);
+        let deadline = leased_at + i64::try_from(lease_ms).unwrap_or(0);
+        let lease = Lease { token: token.clone(), worker: worker.clone(), leased_at, deadline };
+        let queued_ms = u64::try_from(leased_at - task.progress.ready_at).unwrap_or(0);
+        let project = task.project.clone();
+        let task = match self.change(&key, Some(task), Event::Lease(lease), Ended::default()).await {
+            Ok(Changed::Yes(task)) => *task,
+            other => {
+                self.scheduler().unplace(&project, &worker);
+                return other.map(|_| Fate::Dropped);
+            }
+        };
+        let attempt = attempt_spec(&spec, reduce.as_ref(), &task, &self.settings.default_limits);
+        let commit = [task.commit.as_str(), if task.spec.source.is_some() { "" } else { &commit }]
+            .into_iter()
+            .find(|commit| !commit.is_empty())
+            .or(attempt.source.pinned())
+            .map(str::to_owned);
+        let assigned = Assigned {
+            token: token.clone(),
+            project,
+            job: key.job.clone(),
+            task: key.task.clone(),
+            attempt: task.progress.attempt,
+            lease_ms,
+            commit,
+            queued_ms,
+            spec: attempt,
+        };
+        self.metrics.leases.inc();
+        self.metrics.queued_seconds.observe(queued_ms as f64 / 1e3);
+        self.hold(&worker, session, Held::new(task, self.settings.lease), assigned, &job).await;
+        Ok(Fate::Leased)
+    }
+
+    /// Remembers the lease and tells the worker; one that is gone has its lease ended at once.
+    async fn hold(
+        &self,
+        worker: &WorkerName,
+        session: u64,
+        held: Held,
+        assigned: Assigned,
+        job: &super::live::LiveJob,
+    ) {
+        let (token, task) = (assigned.token.clone(), assigned.task.clone());
+        tracing::info!(
+            job = %assigned.job, task = %task, attempt = assigned.attempt, worker = %worker, "leased"
+        );
+        self.leases.insert(token.clone(), held);
+        if job.with(|j| j.started_at == 0) {
+            job.update(|j| j.started_at = now());
+        }
+        if !self.fleet.assign(worker, session, assigned.into()) {
+            self.expire(&token, "the worker went away before it had the task").await;
+        }
+    }
+
+    /// The task stays in the ledger instead of the queue: its job is paused, or no free worker has its labels.
+    async fn hand_back(&self, task: Task, paused: bool) -> Result<(), Error> {
+        let mut progress = task.progress.clone();
+        let not_before = if paused { 0 } else { now() + UNPLACED_PAUSE_MS };
+        progress.state = State::Ready { published: false, not_before };
+        progress.version += 1;
+        let change = TaskChange {
+            key: task.key.clone(),
+            expected_version: task.progress.version,
+            progress,
+            commit: None,
+            record: Default::default(),
+        };
+        if self.store(change).await? && !paused {
+            self.outbox.ring_at(&task.project, not_before);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,412 @@
+//! Verbs on jobs, and what follows when a job's last task is done.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use codering_core::{
+    Code, Error, JobId, Outcome, ProjectName, TaskId, TaskKey, TaskResult, TaskSpec,
+    job::{JobState, reduce_is_due},
+    spec::Reduce,
+    task::{Event, Progress},
+};
+use futures::{Stream, StreamExt, stream};
+
+use super::{
+    Broker, JobEvent,
+    change::{Changed, Ended},
+    live::{self, LiveJob},
+    now,
+};
+use crate::ledger::{Build, Job, JobFilter, Stands, Task, TaskFilter};
+
+/// Tasks changed at the same time by one verb: a group commit's worth.
+const AT_ONCE: usize = 256;
+/// Watchers hear at most this often.
+const WATCH_EVERY: Duration = Duration::from_millis(100);
+
+impl Broker {
+    /// The row with its counters as they are now.
+    fn current(&self, job: Job) -> Job {
+        self.jobs.get(&job.id).map_or(job, |live| live.job())
+    }
+
+    /// The job that an id or an unambiguous prefix stands for, among the projects that a token may see.
+    pub async fn find_job(&self, prefix: &str, only: Option<&[ProjectName]>) -> Result<Job, Error> {
+        let not_found = || {
+            Error::new(Code::JobNotFound, format!("there is no job {}", codering_core::ids::shown(prefix)))
+                .hint("coderingctl job list")
+        };
+        if prefix.len() > 12
+            || !prefix.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+            || prefix.is_empty()
+        {
+            return Err(not_found());
+        }
+        let prefix = if prefix.starts_with("j-") { prefix.to_owned() } else { format!("j-{prefix}") };
+        let mut found = self.ledger.jobs_by_prefix(&prefix, 20).await?;
+        found.retain(|job| only.is_none_or(|only| only.contains(&job.spec.project)));
+        match found.len() {
+            0 => Err(not_found()),
+            1 => Ok(self.current(found.swap_remove(0))),
+            n => {
+                let ids: Vec<_> = found.iter().take(3).map(|job| job.id.to_string()).collect();
+                Err(Error::new(
+                    Code::JobAmbiguous,
+                    format!("{prefix} stands for {n} jobs: {} …", ids.join(", ")),
+                )
+                .hint("type more of the id"))
+            }
+        }
+    }
+
+    /// Jobs, newest first.
+    pub async fn jobs(&self, filter: JobFilter, after: Option<JobId>, limit: u32) -> Result<Vec<Job>, Error> {
+        let jobs = self.ledger.jobs(filter, after, limit).await?;
+        Ok(jobs.into_iter().map(|job| self.current(job)).collect())
+    }
+
+    /// A job's changes, at most ten a second, until it is over. Holds one row, however large the job.
+    pub fn watch(&self, id: JobId) -> impl Stream<Item = Result<JobEvent, Error>> + Send + use<> {
+        let live = self.jobs.get(&id);
+        let changed = live.as_ref().map(|live| live.watch());
+        // Whether the event before this one was the last; `None` before the first.
+        let was_last = None;
+        let state = (self.clone(), id, live, changed, 0u64, was_last);
+        stream::unfold(state, async |(broker, id, live, mut changed, seen, was_last)| {
+            if let Some(last) = was_last {
+                if last {
+                    return None;
+                }
+                let changed = changed.as_mut()?;
+                tokio::select! {
+                    rung = changed.changed() => rung.ok()?,
+                    () = broker.stop.cancelled() => return None,
+                }
+                tokio::time::sleep(WATCH_EVERY).await;
+                changed.mark_unchanged();
+            }
+            let event = match &live {
+                Some(live) => {
+                    let (notes, now_seen) = live.notes_after(seen);
+                    let event = JobEvent { job: live.job(), rate: live.rate(), notes };
+                    let last = Some(live::is_over(&event.job));
+                    return Some((Ok(event), (broker, id, Some(live.clone()), changed, now_seen, last)));
+                }
+                None => match broker.ledger.job(&id).await {
+                    Ok(Some(job)) => Ok(JobEvent { job, rate: 0.0, notes: Vec::new() }),
+                    Ok(None) => Err(Error::new(Code::JobNotFound, format!("there is no job {id}"))),
+                    Err(error) => Err(error.into()),
+                },
+            };
+            Some((event, (broker, id, None, None, seen, Some(true))))
+        })
+    }
+
+    fn unfinished(&self, id: &JobId) -> Result<Arc<LiveJob>, Error> {
+        let live = self.jobs.get(id).filter(|live| !live.with(live::is_over));
+        live.ok_or_else(|| Error::new(Code::JobFinished, format!("job {id} is finished")))
+    }
+
+    /// Changes the row, durably, one writer at a time.
+    async fn rewrite(&self, live: &LiveJob, change: impl Fn(&mut Job)) -> Result<Job, Error> {
+        let _writing = live.writing.lock().await;
+        let mut row = live.job();
+        change(&mut row);
+        self.ledger.update_job(row).await?;
+        live.update(&change);
+        Ok(live.job())
+    }
+
+    /// Cancels a job: nothing of it is leased from now on, what runs is stopped. The tasks follow in the background,
+    /// after a restart too.
+    pub async fn cancel_job(&self, id: &JobId) -> Result<Job, Error> {
+        let live = self.unfinished(id)?;
+        let job = self.rewrite(&live, |job| job.cancelled = true).await?;
+        let (broker, id) = (self.clone(), id.clone());
+        self.tracker.spawn(async move { broker.cancel_rest(&id).await });
+        Ok(job)
+    }
+
+    /// Cancels what is left of a cancelled job.
+    pub(super) async fn cancel_rest(&self, id: &JobId) {
+        for stands in [Stands::Queued, Stands::Running] {
+            let filter = TaskFilter { stands: Some(stands), outcomes: Vec::new() };
+            let ended = || Ended { message: "the job was cancelled".into(), ..Ended::default() };
+            if let Err(error) =
+                self.each_task(id, filter, |key| self.change_one(key, Event::Cancel, ended())).await
+            {
+                tracing::warn!(job = %id, %error, "a cancelled job's tasks are cancelled later");
+                return;
+            }
+        }
+        match self.ledger.newest_reduce(id).await {
+            Ok(Some(reduce)) => drop(self.change_one(reduce.key, Event::Cancel, Ended::default()).await),
+            Ok(None) => {}
+            Err(error) => {
+                tracing::warn!(job = %id, %error, "a cancelled job's reduce step is cancelled later")
+            }
+        }
+        if let Some(live) = self.jobs.get(id) {
+            self.settle_job(&live).await;
+        }
+    }
+
+    async fn change_one(&self, key: TaskKey, event: Event, ended: Ended) -> Result<bool, Error> {
+        Ok(matches!(self.change(&key, None, event, ended).await?, Changed::Yes(_)))
+    }
+
+    /// Does something to every task that matches, a page at a time. Says how many it changed.
+    async fn each_task<F: Future<Output = Result<bool, Error>>>(
+        &self,
+        id: &JobId,
+        filter: TaskFilter,
+        act: impl Fn(TaskKey) -> F,
+    ) -> Result<u64, Error> {
+        let (mut after, mut changed) = (None, 0);
+        loop {
+            let page = self.ledger.tasks(id, filter.clone(), after, 1000).await?;
+            let Some(last) = page.last() else { return Ok(changed) };
+            after = Some(last.seq);
+            let acts = stream::iter(page.into_iter().map(|task| act(task.key))).buffer_unordered(AT_ONCE);
+            let done: Vec<Result<bool, Error>> = acts.collect().await;
+            for one in done {
+                changed += u64::from(one?);
+            }
+        }
+    }
+
+    /// Nothing more of it is leased; what runs goes on.
+    pub async fn pause_job(&self, id: &JobId) -> Result<Job, Error> {
+        self.rewrite(&*self.unfinished(id)?, |job| job.paused = true).await
+    }
+
+    /// It goes on.
+    pub async fn resume_job(&self, id: &JobId) -> Result<Job, Error> {
+        let job = self.rewrite(&*self.unfinished(id)?, |job| job.paused = false).await?;
+        self.outbox.ring(&job.spec.project);
+        Ok(job)
+    }
+
+    /// Tasks that failed or were cancelled become ready again; those that succeeded stay.
+    pub async fn retry_job(&self, id: &JobId) -> Result<(Job, u64), Error> {
+        let live = self.wake_job(id).await?;
+        let counts = live.with(|job| job.counts);
+        self.projects.admit(&live.with(|job| job.spec.project.clone()), counts.failed + counts.cancelled)?;
+        let again: Vec<_> =
+            Outcome::ALL.into_iter().filter(|outcome| *outcome != Outcome::Succeeded).collect();
+        let filter = TaskFilter { stands: Some(Stands::Done), outcomes: again };
+        let retried =
+            self.each_task(id, filter, |key| self.change_one(key, Event::Retry, Ended::default())).await?;
+        self.settle_job(&live).await;
+        Ok((live.job(), retried))
+    }
+
+    /// A finished job is held in memory again, and its row says that it is not finished, before any of its tasks
+    /// changes: so a crash in between leaves a job that the next start looks at.
+    pub(super) async fn wake_job(&self, id: &JobId) -> Result<Arc<LiveJob>, Error> {
+        let live = match self.jobs.get(id) {
+            Some(live) => live,
+            None => {
+                let job = self.ledger.job(id).await?;
+                let job =
+                    job.ok_or_else(|| Error::new(Code::JobNotFound, format!("there is no job {id}")))?;
+                self.load_job(job).await?
+            }
+        };
+        let _writing = live.writing.lock().await;
+        let mut row = live.job();
+        if !live::is_over(&row) {
+            return match row.cancelled {
+                true => Err(Error::new(Code::JobUnfinished, format!("job {id} is being cancelled"))
+                    .hint(format!("coderingctl watch {id}, then try again"))),
+                false => Ok(live.clone()),
+            };
+        }
+        (row.cancelled, row.paused, row.finished_at, row.reduced_run) = (false, false, 0, 0);
+        row.message.clear();
+        row.state = JobState::Running;
+        self.ledger.update_job(row.clone()).await?;
+        live.set_reduced(None);
+        live.update(|job| {
+            (job.cancelled, job.paused, job.finished_at, job.reduced_run) = (false, false, 0, 0);
+            job.message.clear();
+        });
+        Ok(live.clone())
+    }
+
+    /// Into memory, with everything derived anew.
+    pub(super) async fn load_job(&self, mut job: Job) -> Result<Arc<LiveJob>, Error> {
+        let retried = job.counts.retried;
+        job.counts = self.ledger.counts(&job.id).await?;
+        job.counts.retried = retried;
+        let reduced = match self.ledger.newest_reduce(&job.id).await? {
+            Some(step) if step.key.task == TaskId::reduce(job.reduced_run) => {
+                Some(match step.progress.state {
+                    codering_core::task::State::Done(outcome) => Some(outcome),
+                    _ => None,
+                })
+            }
+            _ => None,
+        };
+        Ok(self.jobs.insert(job.id.clone(), LiveJob::new(job, reduced)))
+    }
+
+    /// Runs the reduce step over the recorded results, again where it ran before.
+    pub async fn reduce_job(&self, id: &JobId, reduce: Option<Reduce>) -> Result<Job, Error> {
+        if let Some(reduce) = &reduce {
+            reduce.validate()?;
+            self.check_limits(&reduce.limits, "reduce.limits")?;
+        }
+        let job = self.ledger.job(id).await?.map(|job| self.current(job));
+        let job = job.ok_or_else(|| Error::new(Code::JobNotFound, format!("there is no job {id}")))?;
+        if job.reduce.is_none() && reduce.is_none() {
+            return Err(Error::new(Code::JobNoReduce, format!("job {id} has no reduce step"))
+                .hint(format!("coderingctl reduce {id} -- COMMAND")));
+        }
+        if job.counts.done() < job.counts.total || job.state == JobState::Reducing {
+            return Err(Error::new(Code::JobUnfinished, format!("job {id} still runs"))
+                .hint(format!("coderingctl watch {id}")));
+        }
+        let live = self.wake_job(id).await?;
+        if let Some(reduce) = reduce {
+            self.rewrite(&live, |job| job.reduce = Some(reduce.clone())).await?;
+        }
+        self.make_reduce(&live).await?;
+        Ok(live.job())
+    }
+
+    /// Adds the next reduce step. The row counts it first: a crash in between leaves a step that is due.
+    async fn make_reduce(&self, live: &LiveJob) -> Result<(), Error> {
+        let _writing = live.writing.lock().await;
+        let mut row = live.job();
+        row.reduce_runs += 1;
+        row.reduced_run = row.reduce_runs;
+        let task = Task {
+            key: TaskKey { job: row.id.clone(), task: TaskId::reduce(row.reduce_runs) },
+            project: row.spec.project.clone(),
+            // After every task, and unlike theirs.
+            seq: u64::from(u32::MAX) * 4 + u64::from(row.reduce_runs),
+            reduce: true,
+            spec: TaskSpec::new(TaskId::reduce(row.reduce_runs)),
+            commit: String::new(),
+            progress: Progress::new(now()),
+        };
+        self.ledger.update_job(row.clone()).await?;
+        self.ledger.insert_task(task.clone()).await?;
+        self.projects.queued(&task.project, 1);
+        live.update(|job| (job.reduce_runs, job.reduced_run) = (row.reduce_runs, row.reduced_run));
+        live.set_reduced(Some(None));
+        self.outbox.ring(&task.project);
+        Ok(())
+    }
+
+    /// What follows when a task is done: the reduce step, or the end. Safe to call at any time, and called again by
+    /// the reconciler, so that no last step is missed.
+    pub(super) async fn settle_job(&self, live: &LiveJob) {
+        let (counts, state, open) = live.with(|job| (job.counts, job.state, job.open));
+        if counts.done() < counts.total || open {
+            return;
+        }
+        let settled = if reduce_is_due(&counts, live.flags()) {
+            self.make_reduce_once(live).await
+        } else if state.is_final() {
+            self.finish_job(live).await
+        } else {
+            Ok(())
+        };
+        if let Err(error) = settled {
+            let id = live.with(|job| job.id.clone());
+            tracing::warn!(job = %id, %error, "a job's last step is taken later");
+        }
+    }
+
+    async fn make_reduce_once(&self, live: &LiveJob) -> Result<(), Error> {
+        let _settling = self.settling.lock().await;
+        if reduce_is_due(&live.with(|job| job.counts), live.flags()) {
+            self.make_reduce(live).await
+        } else {
+            Ok(())
+        }
+    }
+
+    async fn finish_job(&self, live: &LiveJob) -> Result<(), Error> {
+        let _writing = live.writing.lock().await;
+        let mut row = live.job();
+        if row.finished_at != 0 || !row.state.is_final() {
+            return Ok(());
+        }
+        row.finished_at = now();
+        row.message = match row.counts.failed {
+            0 => String::new(),
+            n => format!("{n} of {} tasks failed", row.counts.total),
+        };
+        self.ledger.update_job(row.clone()).await?;
+        live.update(|job| {
+            job.finished_at = row.finished_at;
+            job.message.clone_from(&row.message);
+        });
+        // A retry in this very moment has taken the row up again: then it is not over.
+        if live.with(live::is_over) {
+            self.jobs.remove(&row.id);
+        }
+        tracing::info!(job = %row.id, project = %row.spec.project, state = row.state.as_str(), "finished");
+        Ok(())
+    }
+
+    /// Recorded results in the order of the tasks, a page.
+    pub async fn results_page(
+        &self,
+        id: &JobId,
+        outcomes: &[Outcome],
+        after_seq: Option<u64>,
+        limit: u32,
+    ) -> Result<Vec<(u64, TaskResult)>, Error> {
+        Ok(self.ledger.results(id, outcomes, after_seq, limit).await?)
+    }
+
+    /// The answer's name and bytes.
+    pub async fn answer(&self, id: &JobId) -> Result<(String, Vec<u8>), Error> {
+        let job = self.ledger.job(id).await?.map(|job| self.current(job));
+        let none = |why: &str| Error::new(Code::JobNoAnswer, format!("job {id} has no answer: {why}"));
+        let job = job.ok_or_else(|| Error::new(Code::JobNotFound, format!("there is no job {id}")))?;
+        let Some(reduce) = &job.reduce else { return Err(none("it has no reduce step")) };
+        if job.reduced_run == 0 {
+            return Err(none("its reduce step has not run")
+                .hint(format!("coderingctl job show {id}, or coderingctl reduce {id}")));
+        }
+        let key = TaskKey { job: id.clone(), task: TaskId::reduce(job.reduced_run) };
+        match self.ledger.result(&key).await? {
+            None => Err(none("its reduce step still runs").hint(format!("coderingctl watch {id}"))),
+            Some(result) if result.outcome == Outcome::Succeeded => {
+                Ok((reduce.output.clone(), result.stdout))
+            }
+            Some(result) => Err(none(&format!("its reduce step ended as {}", result.outcome))
+                .hint(format!("coderingctl task logs {key} --stream stderr"))),
+        }
+    }
+
+    /// The job's image builds.
+    pub async fn builds(&self, id: &JobId) -> Result<Vec<Build>, Error> {
+        Ok(self.ledger.builds(id).await?)
+    }
+
+    /// Deletes finished jobs that retention lets go.
+    pub(super) async fn expire_jobs(&self) -> Result<(), Error> {
+        let before = now() - i64::try_from(self.settings.keep_for.as_millis()).unwrap_or(i64::MAX);
+        let expired = self.ledger.expired_jobs(before, self.settings.keep_jobs, 100).await?;
+        let mut touched = BTreeSet::new();
+        for id in expired {
+            if self.jobs.get(&id).is_some() {
+                continue;
+            }
+            if let Some(job) = self.ledger.job(&id).await? {
+                touched.insert(job.spec.project);
+            }
+            self.ledger.delete_job(&id).await?;
+            tracing::info!(job = %id, "a finished job was let go by retention");
+        }
+        for project in touched {
+            self.recount_project(&project).await?;
+        }
+        Ok(())
+    }
+}

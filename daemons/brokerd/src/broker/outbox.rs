@@ -1,0 +1,192 @@
+//! What the ledger holds and a queue does not yet: ready tasks and recorded results. Two loops publish
+//! them; both can be killed at any step, since publishing twice does no harm and the mark is set after
+//! the confirm.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use codering_core::{
+    Code, Error, ProjectName, QueueName,
+    message::{DoneMessage, TodoMessage},
+    task::Event,
+    time::Millis,
+};
+use futures::{StreamExt, stream};
+use tokio::sync::watch;
+
+use super::{Broker, change::Ended, now};
+use crate::{
+    ledger::Task,
+    queue::{Message, QueueError},
+};
+
+/// Tasks of one project published before the next has its turn, and at most this many confirms awaited.
+const BATCH: u32 = 256;
+/// After a backend failed, and at most between two looks for work.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Which projects have something to publish, and from when on.
+#[derive(Debug)]
+pub(super) struct Outbox {
+    due: Mutex<BTreeMap<ProjectName, Millis>>,
+    tasks: tokio::sync::Notify,
+    results: watch::Sender<u64>,
+}
+
+impl Default for Outbox {
+    fn default() -> Self {
+        Self { due: Mutex::default(), tasks: tokio::sync::Notify::new(), results: watch::Sender::new(0) }
+    }
+}
+
+impl Outbox {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<ProjectName, Millis>> {
+        self.due.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A project has tasks to publish.
+    pub(super) fn ring(&self, project: &ProjectName) {
+        self.ring_at(project, 0);
+    }
+
+    /// A project will have tasks to publish at `at`.
+    pub(super) fn ring_at(&self, project: &ProjectName, at: Millis) {
+        self.lock().entry(project.clone()).and_modify(|due| *due = at.min(*due)).or_insert(at);
+        self.tasks.notify_one();
+    }
+
+    /// There are results to publish.
+    pub(super) fn ring_results(&self) {
+        self.results.send_modify(|n| *n = n.wrapping_add(1));
+    }
+
+    /// Changes when results come.
+    pub(super) fn watch_results(&self) -> watch::Receiver<u64> {
+        self.results.subscribe()
+    }
+
+    /// The projects that are due, and how long until the next one is.
+    fn take_due(&self, now: Millis) -> (Vec<ProjectName>, Duration) {
+        let mut due = self.lock();
+        let ready: Vec<_> = due.iter().filter(|(_, at)| **at <= now).map(|(name, _)| name.clone()).collect();
+        due.retain(|_, at| *at > now);
+        let next = due
+            .values()
+            .min()
+            .map_or(PAUSE, |at| Duration::from_millis(u64::try_from(at - now).unwrap_or(0)));
+        (ready, next.min(PAUSE))
+    }
+}
+
+impl Broker {
+    /// Publishes ready tasks, a batch of each project in turn.
+    pub(super) async fn publish_tasks(self) {
+        while !self.stop.is_cancelled() {
+            let (projects, next) = self.outbox.take_due(now());
+            if projects.is_empty() {
+                tokio::select! {
+                    () = self.outbox.tasks.notified() => {}
+                    () = tokio::time::sleep(next) => {}
+                    () = self.stop.cancelled() => {}
+                }
+                continue;
+            }
+            for project in projects {
+                match self.publish_batch(&project).await {
+                    Ok(published) if published == BATCH as usize => self.outbox.ring(&project),
+                    Ok(_) => {}
+                    Err(error) => {
+                        tracing::warn!(project = %project, %error, "tasks wait in the ledger until they can be queued");
+                        self.outbox.ring_at(&project, now() + PAUSE.as_millis() as Millis);
+                    }
+                }
+            }
+        }
+    }
+
+    async fn publish_batch(&self, project: &ProjectName) -> Result<usize, Error> {
+        let tasks = self.ledger.unpublished(project, now(), BATCH).await?;
+        let found = tasks.len();
+        let todo = QueueName::todo(project);
+        let work = tasks.into_iter().map(|task| self.publish_task(&todo, task));
+        let results: Vec<_> = stream::iter(work).buffer_unordered(BATCH as usize).collect().await;
+        results.into_iter().collect::<Result<(), Error>>()?;
+        Ok(found)
+    }
+
+    async fn publish_task(&self, todo: &QueueName, task: Task) -> Result<(), Error> {
+        let Some(job) = self.jobs.get(&task.key.job) else {
+            return Err(Error::new(Code::JobNotFound, format!("job {} is not in memory yet", task.key.job)));
+        };
+        let (spec, reduce) = job.with(|j| (j.spec.clone(), j.reduce.clone()));
+        let attempt =
+            super::dispatch::attempt_spec(&spec, reduce.as_ref(), &task, &self.settings.default_limits);
+        let message = TodoMessage::of(&task.project, &task.key.job, &task.spec, &attempt, spec.priority);
+        let body = serde_json::to_vec(&message).map_err(super::internal)?;
+        let message = Message { body: body.into(), priority: spec.priority };
+        self.put_making(todo, message).await?;
+        // The message may be taken before this line: then the task is leased already, and that is as good.
+        self.scheduler().ring(&task.project);
+        self.dispatch.notify_one();
+        let key = task.key.clone();
+        self.change(&key, Some(task), Event::Publish, Ended::default()).await?;
+        Ok(())
+    }
+
+    /// Publishes recorded results.
+    pub(super) async fn publish_results(self) {
+        let mut rung = self.outbox.watch_results();
+        while !self.stop.is_cancelled() {
+            let wait = match self.publish_result_batch().await {
+                Ok(published) if published == BATCH as usize => continue,
+                Ok(_) => Duration::from_secs(30),
+                Err(error) => {
+                    tracing::warn!(%error, "results wait in the ledger until they can be queued");
+                    PAUSE
+                }
+            };
+            tokio::select! {
+                _ = rung.changed(), if wait > PAUSE => {}
+                () = tokio::time::sleep(wait) => {}
+                () = self.stop.cancelled() => {}
+            }
+        }
+    }
+
+    async fn publish_result_batch(&self) -> Result<usize, Error> {
+        let results = self.ledger.unpublished_results(BATCH).await?;
+        let found = results.len();
+        if found == 0 {
+            return Ok(0);
+        }
+        let work = results.into_iter().map(async |result| {
+            let done = QueueName::done(&result.project);
+            let body: Bytes =
+                serde_json::to_vec(&DoneMessage::from(&result)).map_err(super::internal)?.into();
+            // A project that was deleted meanwhile needs no message.
+            if self.projects.get(&result.project).is_some() {
+                self.put_making(&done, Message::new(body)).await?;
+            }
+            Ok(codering_core::TaskKey { job: result.job, task: result.task })
+        });
+        let keys: Vec<Result<_, Error>> = stream::iter(work).buffer_unordered(BATCH as usize).collect().await;
+        let (done, failed): (Vec<_>, Vec<_>) = keys.into_iter().partition(Result::is_ok);
+        self.ledger.mark_results_published(done.into_iter().flatten().collect()).await?;
+        failed.into_iter().next().map_or(Ok(found), |failed| failed.map(|_| found))
+    }
+
+    /// Puts a message on a queue of the flow's own, which is made again where the backend lost it.
+    async fn put_making(&self, queue: &QueueName, message: Message) -> Result<(), QueueError> {
+        match self.queues.put(queue, message.clone()).await {
+            Err(QueueError::NotFound(_)) => {
+                self.queues.create(queue).await?;
+                self.queues.put(queue, message).await
+            }
+            answer => answer,
+        }
+    }
+}

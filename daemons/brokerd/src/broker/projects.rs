@@ -1,0 +1,206 @@
+//! Projects, their quotas, and what they hold: kept in memory in step with every committed change.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use codering_core::{Code, Error, ProjectName, QueueName, quota::Quota, task::State};
+
+use super::{Broker, now};
+use crate::ledger::{JobFilter, Project, Usage};
+
+/// A project with what it holds.
+#[derive(Debug, Clone)]
+pub struct ProjectView {
+    /// The row.
+    pub project: Project,
+    /// What it holds now.
+    pub usage: Usage,
+}
+
+/// The projects in memory.
+#[derive(Debug, Default)]
+pub(super) struct Projects(Mutex<BTreeMap<ProjectName, ProjectView>>);
+
+impl Projects {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<ProjectName, ProjectView>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn get(&self, name: &ProjectName) -> Option<ProjectView> {
+        self.lock().get(name).cloned()
+    }
+
+    pub(super) fn put(&self, view: ProjectView) {
+        self.lock().insert(view.project.name.clone(), view);
+    }
+
+    fn remove(&self, name: &ProjectName) {
+        self.lock().remove(name);
+    }
+
+    pub(super) fn names(&self) -> Vec<ProjectName> {
+        self.lock().keys().cloned().collect()
+    }
+
+    fn usage<T>(&self, name: &ProjectName, change: impl FnOnce(&mut Usage) -> T) -> Option<T> {
+        self.lock().get_mut(name).map(|view| change(&mut view.usage))
+    }
+
+    /// A task moved.
+    pub(super) fn moved(&self, name: &ProjectName, from: &State, to: &State) {
+        self.usage(name, |usage| {
+            match from {
+                State::Ready { .. } => usage.queued_tasks = usage.queued_tasks.saturating_sub(1),
+                State::Leased(_) => usage.running_tasks = usage.running_tasks.saturating_sub(1),
+                State::Done(_) => {}
+            }
+            match to {
+                State::Ready { .. } => usage.queued_tasks += 1,
+                State::Leased(_) => usage.running_tasks += 1,
+                State::Done(_) => {}
+            }
+        });
+    }
+
+    pub(super) fn queued(&self, name: &ProjectName, n: u64) {
+        self.usage(name, |usage| usage.queued_tasks += n);
+    }
+
+    pub(super) fn stored(&self, name: &ProjectName, bytes: u64) {
+        self.usage(name, |usage| usage.result_bytes += bytes);
+    }
+
+    /// Refuses what would pass a quota.
+    pub(super) fn admit(&self, name: &ProjectName, tasks: u64) -> Result<(), Error> {
+        let view = self.get(name).ok_or_else(|| not_found(name))?;
+        let (quota, usage) = (view.project.quota, view.usage);
+        let held = usage.queued_tasks + usage.running_tasks;
+        let refuse = |what: String| {
+            Err(Error::new(Code::QuotaExceeded, what)
+                .hint(format!("wait, delete old jobs, or raise it: coderingctl project quota {name}")))
+        };
+        if quota.queued_tasks > 0 && held + tasks > quota.queued_tasks {
+            return refuse(format!(
+                "project {name} may have {} unfinished tasks; it has {held} and {tasks} more were submitted",
+                quota.queued_tasks
+            ));
+        }
+        if quota.result_bytes > 0 && usage.result_bytes >= quota.result_bytes {
+            return refuse(format!(
+                "project {name} may keep {} bytes of results and keeps {}",
+                quota.result_bytes, usage.result_bytes
+            ));
+        }
+        Ok(())
+    }
+}
+
+fn not_found(name: &ProjectName) -> Error {
+    Error::new(Code::ProjectNotFound, format!("there is no project {name}"))
+        .hint(format!("coderingctl project create {name}"))
+}
+
+impl Broker {
+    /// Makes a project with its queues.
+    pub async fn create_project(&self, name: ProjectName, quota: Quota) -> Result<ProjectView, Error> {
+        if self.projects.get(&name).is_some() {
+            return Err(Error::new(Code::ProjectExists, format!("there is a project {name} already")));
+        }
+        let project = Project { name: name.clone(), quota, created_at: now() };
+        self.ledger.put_project(project.clone()).await?;
+        let view = ProjectView { project, usage: Usage::default() };
+        self.projects.put(view.clone());
+        self.scheduler().set_quota(&name, quota.running_slots);
+        self.ensure_queues(&name).await?;
+        self.listen();
+        Ok(view)
+    }
+
+    /// The project's own three queues: recorded, and made where the backend is in reach; where it is away,
+    /// the reconciler makes them.
+    async fn ensure_queues(&self, name: &ProjectName) -> Result<(), Error> {
+        for queue in [QueueName::todo(name), QueueName::done(name), QueueName::dead(name)] {
+            self.ledger.put_queue(&queue).await?;
+            if let Err(error) = self.queues.create(&queue).await {
+                tracing::warn!(queue = %queue, %error, "the queue will be made when the backend is back");
+            }
+        }
+        Ok(())
+    }
+
+    /// Hears of messages that others put on the todo queues.
+    pub(super) fn listen(&self) {
+        self.queues.listen_to(self.projects.names().iter().map(QueueName::todo).collect());
+    }
+
+    /// Projects by name; `only` limits them to those that a token may see.
+    pub async fn projects(&self, only: Option<&[ProjectName]>) -> Result<Vec<ProjectView>, Error> {
+        let seen = |name: &ProjectName| only.is_none_or(|only| only.contains(name));
+        let views: Vec<_> =
+            self.projects.lock().values().filter(|v| seen(&v.project.name)).cloned().collect();
+        Ok(views.into_iter().map(|view| self.with_jobs(view)).collect())
+    }
+
+    /// One project.
+    pub async fn project(&self, name: &ProjectName) -> Result<ProjectView, Error> {
+        self.projects.get(name).map(|view| self.with_jobs(view)).ok_or_else(|| not_found(name))
+    }
+
+    fn with_jobs(&self, mut view: ProjectView) -> ProjectView {
+        let of_it = |job: &std::sync::Arc<super::live::LiveJob>| {
+            job.with(|j| j.spec.project == view.project.name && !super::live::is_over(j))
+        };
+        view.usage.unfinished_jobs = self.jobs.all().iter().filter(|job| of_it(job)).count() as u64;
+        view
+    }
+
+    /// Removes a project with its jobs and queues.
+    pub async fn delete_project(&self, name: &ProjectName, force: bool) -> Result<(), Error> {
+        let view = self.project(name).await?;
+        if view.usage.unfinished_jobs > 0 && !force {
+            return Err(Error::new(
+                Code::ProjectBusy,
+                format!("project {name} has {} unfinished jobs", view.usage.unfinished_jobs),
+            )
+            .hint("wait for them, or delete it with --force, which cancels them"));
+        }
+        self.projects.remove(name);
+        self.scheduler().forget(name);
+        self.listen();
+        let filter = JobFilter { projects: Some(vec![name.clone()]), state: None };
+        loop {
+            let jobs = self.ledger.jobs(filter.clone(), None, 100).await?;
+            if jobs.is_empty() {
+                break;
+            }
+            for job in jobs {
+                self.leases
+                    .of_job(&job.id)
+                    .iter()
+                    .for_each(|(token, worker)| self.fleet.cancel(worker, token));
+                self.jobs.remove(&job.id);
+                self.ledger.delete_job(&job.id).await?;
+            }
+        }
+        for queue in self.ledger.queues().await?.into_iter().filter(|q| q.project() == *name) {
+            self.queues.delete(&queue).await?;
+            self.ledger.delete_queue(&queue).await?;
+        }
+        Ok(self.ledger.delete_project(name).await?)
+    }
+
+    /// Sets what a project may hold.
+    pub async fn set_quota(&self, name: &ProjectName, quota: Quota) -> Result<ProjectView, Error> {
+        let mut view = self.project(name).await?;
+        view.project.quota = quota;
+        self.ledger.put_project(view.project.clone()).await?;
+        if let Some(live) = self.projects.lock().get_mut(name) {
+            live.project.quota = quota;
+        }
+        self.scheduler().set_quota(name, quota.running_slots);
+        self.dispatch.notify_one();
+        Ok(view)
+    }
+}

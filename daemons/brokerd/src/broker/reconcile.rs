@@ -1,0 +1,176 @@
+//! Repair: whatever a crash, a wiped queue or a missed bell left between two steps is found here, at
+//! start and on a timer, from the ledger alone.
+
+use std::{collections::HashMap, time::Duration};
+
+use codering_core::{Error, ProjectName, QueueName, task::Event};
+
+use super::{Broker, change::Ended, leases::Held, live, now, projects::ProjectView};
+
+/// Retention is looked after this often.
+const RETENTION_EVERY: Duration = Duration::from_secs(60);
+/// Messages that a count may miss without being lost: a publisher's window.
+const ON_THE_WAY: u64 = 256;
+
+impl Broker {
+    /// At start: memory is made from the ledger.
+    pub(super) async fn load(&self) -> Result<(), Error> {
+        let dropped = self.ledger.delete_uncommitted().await?;
+        if dropped > 0 {
+            tracing::info!(jobs = dropped, "submits that were never answered were removed");
+        }
+        for project in self.ledger.projects().await? {
+            let name = project.name.clone();
+            self.scheduler().set_quota(&name, project.quota.running_slots);
+            let usage = self.ledger.usage(&name).await?;
+            self.projects.put(ProjectView { project, usage });
+        }
+        for job in self.ledger.unfinished_jobs().await? {
+            self.load_job(job).await?;
+        }
+        // The workers may still run them: each gets a full lease to come back and say so.
+        for task in self.ledger.leased().await? {
+            let Some(lease) = task.progress.lease() else { continue };
+            let token = lease.token.clone();
+            self.scheduler().count_running(&task.project);
+            self.leases.insert(token, Held::new(task, self.settings.lease));
+        }
+        tracing::info!(jobs = self.jobs.all().len(), leases = self.leases.len(), "loaded from the ledger");
+        self.listen();
+        Ok(())
+    }
+
+    /// On a timer, and at once when started.
+    pub(super) async fn reconcile_loop(self) {
+        let mut suspects = HashMap::new();
+        let mut retention = tokio::time::Instant::now();
+        loop {
+            if let Err(error) = self.reconcile(&mut suspects).await {
+                tracing::warn!(%error, "repair goes on later");
+            }
+            if retention.elapsed() >= RETENTION_EVERY {
+                retention = tokio::time::Instant::now();
+                if let Err(error) = self.expire_jobs().await {
+                    tracing::warn!(%error, "old jobs are let go later");
+                }
+            }
+            tokio::select! {
+                () = tokio::time::sleep(self.settings.reconcile_every) => {}
+                () = self.stop.cancelled() => return,
+            }
+        }
+    }
+
+    async fn reconcile(&self, suspects: &mut HashMap<ProjectName, u64>) -> Result<(), Error> {
+        for job in self.ledger.unfinished_jobs().await? {
+            if self.jobs.get(&job.id).is_none() {
+                // A commit whose answer was lost.
+                self.load_job(job).await?;
+            }
+        }
+        for (project, due) in self.ledger.projects_with_unpublished().await? {
+            self.outbox.ring_at(&project, due);
+        }
+        self.outbox.ring_results();
+        for job in self.jobs.all() {
+            let (id, open, cancelled, unfinished) =
+                job.with(|j| (j.id.clone(), j.open, j.cancelled, j.counts.done() < j.counts.total));
+            if open && job.idle() > self.settings.open_job_idle && !unfinished {
+                self.close_open_job(&job).await?;
+            }
+            if cancelled && unfinished {
+                self.cancel_rest(&id).await;
+            }
+            self.remake_reduce(&job).await?;
+            self.settle_job(&job).await;
+        }
+        if self.queues.connected().is_ok() {
+            self.ensure_recorded_queues().await?;
+            for project in self.projects.names() {
+                self.find_lost_messages(&project, suspects).await?;
+            }
+        }
+        self.scheduler().ring_all();
+        self.dispatch.notify_one();
+        Ok(())
+    }
+
+    /// A reduce step that the row counts and no task stands for: a crash came between the two writes.
+    async fn remake_reduce(&self, job: &live::LiveJob) -> Result<(), Error> {
+        let _writing = job.writing.lock().await;
+        let row = job.job();
+        if row.reduced_run == 0 || job.flags().reduced.is_some() {
+            return Ok(());
+        }
+        let mut again = row.clone();
+        again.reduced_run = 0;
+        self.ledger.update_job(again).await?;
+        job.update(|j| j.reduced_run = 0);
+        Ok(())
+    }
+
+    /// Queues that the ledger knows and the backend lost.
+    async fn ensure_recorded_queues(&self) -> Result<(), Error> {
+        for queue in self.ledger.queues().await? {
+            if let Err(crate::queue::QueueError::NotFound(_)) = self.queues.depth(&queue).await {
+                tracing::warn!(queue = %queue, "the backend lost a queue: it is made again");
+                self.queues.create(&queue).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Tasks whose messages the queue lost. Counting is not atomic with what flows, so a shortage must be seen twice
+    /// in a row; republishing what was not lost does no harm.
+    async fn find_lost_messages(
+        &self,
+        project: &ProjectName,
+        suspects: &mut HashMap<ProjectName, u64>,
+    ) -> Result<(), Error> {
+        let expected = self.ledger.published_count(project).await?;
+        let depth = match expected {
+            0 => Default::default(),
+            _ => self.queues.depth(&QueueName::todo(project)).await?,
+        };
+        let found = depth.ready + depth.unacked;
+        // What is between the queue and its lease right now is in neither count.
+        let on_the_way = u64::from(self.scheduler().reserved()) + ON_THE_WAY;
+        if found >= expected || (found > 0 && expected - found <= on_the_way) {
+            suspects.remove(project);
+            return Ok(());
+        }
+        if suspects.insert(project.clone(), expected).is_none() {
+            return Ok(());
+        }
+        suspects.remove(project);
+        tracing::warn!(
+            project = %project, expected, found,
+            "the queue has fewer messages than the ledger has tasks for it: they are published again"
+        );
+        let mut after = None;
+        loop {
+            let page = self.ledger.published(project, after, 1000).await?;
+            let Some(last) = page.last() else { break };
+            after = Some(last.key.clone());
+            let changes = page.into_iter().map(async |task| {
+                let key = task.key.clone();
+                self.change(&key, Some(task), Event::Unpublish, Ended::default()).await.map(drop)
+            });
+            for changed in futures::future::join_all(changes).await {
+                changed?;
+            }
+        }
+        self.outbox.ring_at(project, now());
+        Ok(())
+    }
+
+    /// What a project holds, derived anew.
+    pub(super) async fn recount_project(&self, name: &ProjectName) -> Result<(), Error> {
+        let usage = self.ledger.usage(name).await?;
+        if let Some(mut view) = self.projects.get(name) {
+            view.usage = usage;
+            self.projects.put(view);
+        }
+        Ok(())
+    }
+}
