@@ -1,0 +1,79 @@
+//! A join token for a certificate.
+
+use std::net::SocketAddr;
+
+use codering_core::{Code, Error, WorkerName, time::Millis};
+
+use super::Auth;
+use crate::{
+    broker::now,
+    ledger::{Role, Worker},
+};
+
+/// What a worker gets.
+#[derive(Debug, Clone)]
+pub struct Enrolled {
+    /// Its certificate, in PEM.
+    pub certificate_pem: String,
+    /// The CA's, in PEM.
+    pub ca_pem: String,
+    /// When its certificate expires.
+    pub expires_at: Millis,
+}
+
+impl Auth {
+    /// Makes `worker` a worker: signs its request, uses the join token up, and records the certificate's serial number,
+    /// which is the only one accepted from then on. A worker of this name that was there before is replaced.
+    ///
+    /// # Errors
+    /// Those of [`Auth::authenticate`]; [`Code::AuthDenied`] for a token that is no join token; [`Code::InvalidInput`] for
+    /// a broken request, which leaves the token unused.
+    pub async fn enroll(
+        &self,
+        join_token: &str,
+        worker: WorkerName,
+        csr_pem: &str,
+        from: SocketAddr,
+    ) -> Result<Enrolled, Error> {
+        let from = from.ip();
+        let (text, fingerprint) = match join_token.trim().split_once('.') {
+            Some((text, fingerprint)) => (text, Some(fingerprint)),
+            None => (join_token.trim(), None),
+        };
+        if fingerprint.is_some_and(|f| !f.eq_ignore_ascii_case(&self.0.ca.fingerprint())) {
+            return Err(Error::new(Code::AuthInvalid, "this join token is for another broker's CA")
+                .hint("make one here: coderingctl token create --role worker"));
+        }
+        let token = self.verify(text, from).await?;
+        if token.role != Role::Worker {
+            tracing::warn!(token = token.id, worker = %worker, address = %from, "not a join token: enrolment denied");
+            return Err(Error::new(Code::AuthDenied, format!("token `{}` is no join token", token.name))
+                .hint("coderingctl token create --role worker"));
+        }
+        let signed = self.0.ca.issue_worker(csr_pem, &worker)?;
+        let _writing = self.0.writing.lock().await;
+        if !self.0.ledger.spend_token(&token.id, now()).await? {
+            return Err(self.wrong(&token.id, from, "a join token that was used before"));
+        }
+        let before = self.0.ledger.workers().await?.into_iter().find(|row| row.name == worker);
+        let row = Worker {
+            name: worker.clone(),
+            certificate_serial: signed.identity.serial.clone(),
+            certificate_expires_at: signed.identity.not_after_ms,
+            paused: before.as_ref().is_some_and(|row| row.paused),
+            revoked: false,
+            enrolled_at: now(),
+            last_seen_at: before.as_ref().map_or(0, |row| row.last_seen_at),
+        };
+        self.0.ledger.put_worker(row).await?;
+        tracing::info!(
+            worker = %worker, token = token.id, name = token.name, address = %from, serial = signed.identity.serial,
+            replaced = before.map(|row| row.certificate_serial), "a worker enrolled"
+        );
+        Ok(Enrolled {
+            certificate_pem: signed.certificate_pem,
+            ca_pem: self.0.ca.pem().to_owned(),
+            expires_at: signed.identity.not_after_ms,
+        })
+    }
+}

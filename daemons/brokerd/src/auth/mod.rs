@@ -1,0 +1,240 @@
+//! Who is calling, and what they may do.
+//!
+//! People and programs show a token (`cdr_<id>_<secret>`), workers a client certificate that the CA signed for
+//! a one-use join token. The ledger keeps a token's SHA-256 and nothing more of it.
+//!
+//! - [`Auth::authenticate`] turns a bearer text into a [`Caller`]; the [`Caller`] says what it may do.
+//! - [`Auth::worker`] turns a client certificate into a worker's name; [`enroll`] makes the certificate.
+//! - [`tokens`]: create, list, revoke, and the first administrator's.
+//! - [`throttle`]: an address that guesses is slowed down.
+//!
+//! A token that was verified costs no ledger read on its next call, and a revoked one is refused from the moment
+//! that revoking it was answered: this process is the ledger's only writer, and forgets it first.
+
+mod caller;
+mod enroll;
+mod secret;
+mod throttle;
+mod tokens;
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use codering_core::{Code, Error, WorkerName, ids::shown};
+use codering_kit::{listen::Peer, tls::Ca};
+use subtle::ConstantTimeEq;
+
+pub use caller::Caller;
+pub use enroll::Enrolled;
+pub use tokens::NewToken;
+
+use crate::{
+    broker::now,
+    ledger::{Ledger, Role, Token},
+};
+use secret::Bearer;
+use throttle::Throttle;
+
+/// Verified tokens kept in memory.
+const CACHED_TOKENS: usize = 4096;
+/// A cached token is read again after this long, whatever happened.
+const CACHED_FOR: Duration = Duration::from_secs(60);
+/// `last_used_at` is written at most this often.
+const USED_EVERY_MS: i64 = 60_000;
+
+/// A handle; clones share one state.
+#[derive(Clone)]
+pub struct Auth(Arc<Inner>);
+
+struct Inner {
+    ledger: Arc<dyn Ledger>,
+    ca: Arc<Ca>,
+    cache: Mutex<Cache>,
+    throttle: Mutex<Throttle>,
+    /// Held while a token's row is changed, so that no change is written over another.
+    writing: tokio::sync::Mutex<()>,
+}
+
+#[derive(Default)]
+struct Cache {
+    tokens: HashMap<String, (Arc<Token>, Instant)>,
+    /// Counts revocations: what was read before one is not kept after it.
+    revocations: u64,
+}
+
+impl Auth {
+    /// Over this ledger; certificates are signed by this CA.
+    pub fn new(ledger: Arc<dyn Ledger>, ca: Arc<Ca>) -> Self {
+        Self(Arc::new(Inner {
+            ledger,
+            ca,
+            cache: Mutex::default(),
+            throttle: Mutex::default(),
+            writing: tokio::sync::Mutex::default(),
+        }))
+    }
+
+    /// Who shows this token. `authorization` is the header's value, `Bearer cdr_…`.
+    ///
+    /// # Errors
+    /// [`Code::AuthMissing`], [`Code::AuthInvalid`], [`Code::AuthTooMany`], [`Code::AuthDenied`] for a join token,
+    /// or the ledger's.
+    pub async fn authenticate(&self, authorization: Option<&str>, from: SocketAddr) -> Result<Caller, Error> {
+        let text = bearer_text(authorization)?;
+        let token = self.verify(text, from.ip()).await?;
+        if token.role == Role::Worker {
+            tracing::warn!(token = token.id, address = %from.ip(), "a join token was used for a call: denied");
+            return Err(Error::new(Code::AuthDenied, "a join token does nothing but join a worker, once"));
+        }
+        self.note_use(&token);
+        Ok(Caller::new(token, from.ip()))
+    }
+
+    /// The worker whose certificate this is.
+    ///
+    /// # Errors
+    /// [`Code::AuthMissing`] without one, [`Code::WorkerRevoked`], [`Code::AuthInvalid`] when a newer certificate
+    /// replaced it, or the ledger's.
+    pub async fn worker(&self, peer: &Peer) -> Result<WorkerName, Error> {
+        let shown_by = peer.certificate.as_deref().and_then(|c| Some((c.worker()?, c)));
+        let Some((name, certificate)) = shown_by else {
+            return Err(Error::new(Code::AuthMissing, "the call carries no worker's certificate")
+                .hint("enroll the worker: coderingctl token create --role worker"));
+        };
+        let rows = self.0.ledger.workers().await?;
+        let refuse = |code, what: &str| {
+            tracing::warn!(worker = %name, serial = certificate.serial, address = %peer.address.ip(), "refused: {what}");
+            Err(Error::new(code, format!("worker {name}: {what}"))
+                .hint("enroll it again: coderingctl token create --role worker"))
+        };
+        match rows.iter().find(|row| row.name == name) {
+            None => refuse(Code::AuthInvalid, "no worker of this name is enrolled here"),
+            Some(row) if row.revoked => refuse(Code::WorkerRevoked, "its certificate was revoked"),
+            Some(row) if row.certificate_serial != certificate.serial => {
+                refuse(Code::AuthInvalid, "a newer certificate has replaced this one")
+            }
+            Some(_) => Ok(name),
+        }
+    }
+
+    /// The live token of a text; a wrong one counts against its address.
+    async fn verify(&self, text: &str, from: IpAddr) -> Result<Arc<Token>, Error> {
+        let bearer = Bearer::parse(text);
+        // One that is known and right passes even where its address is held up by another's guesses.
+        let cached = bearer.as_ref().and_then(|b| self.cached(&b.id).filter(|t| is_right(t, b)));
+        let token = match cached {
+            Some(token) => token,
+            None => {
+                self.throttle().admit(from, Instant::now()).inspect_err(|_| {
+                    tracing::warn!(address = %from, "too many wrong tokens: held up");
+                })?;
+                let Some(token) = self.look_up(bearer.as_ref()).await? else {
+                    let id = bearer.map_or_else(|| "of no known form".into(), |b| shown(&b.id));
+                    return Err(self.wrong(&id, from, "wrong"));
+                };
+                token
+            }
+        };
+        if token.revoked_at != 0 {
+            return Err(self.wrong(&token.id, from, "revoked"));
+        }
+        if token.expires_at != 0 && token.expires_at <= now() {
+            return Err(self.wrong(&token.id, from, "expired"));
+        }
+        Ok(token)
+    }
+
+    async fn look_up(&self, bearer: Option<&Bearer>) -> Result<Option<Arc<Token>>, Error> {
+        let Some(bearer) = bearer else { return Ok(None) };
+        let revocations = self.cache().revocations;
+        let Some(token) = self.0.ledger.token(&bearer.id).await?.filter(|t| is_right(t, bearer)) else {
+            return Ok(None);
+        };
+        let token = Arc::new(token);
+        let mut cache = self.cache();
+        if cache.revocations == revocations && token.role != Role::Worker {
+            if cache.tokens.len() >= CACHED_TOKENS {
+                let any = cache.tokens.keys().next().cloned();
+                any.map(|id| cache.tokens.remove(&id));
+            }
+            cache.tokens.insert(token.id.clone(), (token.clone(), Instant::now()));
+        }
+        Ok(Some(token))
+    }
+
+    fn cached(&self, id: &str) -> Option<Arc<Token>> {
+        let cache = self.cache();
+        let (token, read_at) = cache.tokens.get(id)?;
+        (read_at.elapsed() < CACHED_FOR).then(|| token.clone())
+    }
+
+    fn wrong(&self, id: &str, from: IpAddr, how: &str) -> Error {
+        self.throttle().wrong(from, Instant::now());
+        tracing::warn!(token = id, address = %from, "a token was refused: {how}");
+        // One text for all of them: a guess learns nothing from it.
+        Error::new(Code::AuthInvalid, "the token is wrong, revoked or expired")
+            .hint("coderingctl login, or ask an administrator for a new one")
+    }
+
+    /// Writes `last_used_at` behind the answer, seldom; nobody waits for it and nothing depends on it.
+    fn note_use(&self, token: &Arc<Token>) {
+        if now() - token.last_used_at < USED_EVERY_MS {
+            return;
+        }
+        // Said in the cache first, so that of many calls at once one writes.
+        let used = Token { last_used_at: now(), ..Token::clone(token) };
+        if let Some(entry) = self.cache().tokens.get_mut(&token.id) {
+            if now() - entry.0.last_used_at < USED_EVERY_MS {
+                return;
+            }
+            entry.0 = Arc::new(used);
+        }
+        let (auth, id) = (self.clone(), token.id.clone());
+        tokio::spawn(async move {
+            let _writing = auth.0.writing.lock().await;
+            // Read again under the lock: a revocation in between must not be undone.
+            let written = match auth.0.ledger.token(&id).await {
+                Ok(Some(row)) => auth.0.ledger.put_token(Token { last_used_at: now(), ..row }).await,
+                Ok(None) => Ok(()),
+                Err(error) => Err(error),
+            };
+            if let Err(error) = written {
+                tracing::debug!(token = id, %error, "when it was last used was not written");
+            }
+        });
+    }
+
+    fn forget(&self, id: &str) {
+        let mut cache = self.cache();
+        cache.revocations += 1;
+        cache.tokens.remove(id);
+    }
+
+    fn cache(&self) -> MutexGuard<'_, Cache> {
+        self.0.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn throttle(&self) -> MutexGuard<'_, Throttle> {
+        self.0.throttle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn bearer_text(authorization: Option<&str>) -> Result<&str, Error> {
+    let missing = |what: &str| {
+        Error::new(Code::AuthMissing, what.to_owned()).hint("send the header `authorization: Bearer cdr_…`")
+    };
+    let value = authorization.ok_or_else(|| missing("the call carries no token"))?;
+    match value.split_once(' ') {
+        Some((scheme, text)) if scheme.eq_ignore_ascii_case("bearer") => Ok(text.trim()),
+        _ => Err(missing("the authorization is not a bearer token")),
+    }
+}
+
+/// Compared in constant time, so that an answer's time tells nothing of how much was right.
+fn is_right(token: &Token, bearer: &Bearer) -> bool {
+    token.hash.ct_eq(&bearer.hash).into()
+}
