@@ -3,6 +3,7 @@
 use std::{net::IpAddr, sync::Arc};
 
 use codering_core::{Code, Error, ProjectName};
+use prometheus_client::metrics::counter::Counter;
 
 use crate::ledger::{Role, Token};
 
@@ -11,11 +12,12 @@ use crate::ledger::{Role, Token};
 pub struct Caller {
     token: Arc<Token>,
     from: IpAddr,
+    denials: Counter,
 }
 
 impl Caller {
-    pub(super) fn new(token: Arc<Token>, from: IpAddr) -> Self {
-        Self { token, from }
+    pub(super) fn new(token: Arc<Token>, from: IpAddr, denials: Counter) -> Self {
+        Self { token, from, denials }
     }
 
     /// The token, which holds no secret.
@@ -82,6 +84,7 @@ impl Caller {
 
     fn denied(&self, needed: Role, project: Option<&ProjectName>, what: &str) -> Result<(), Error> {
         let role = name(needed);
+        self.denials.inc();
         tracing::warn!(
             token = self.token.id, name = self.token.name, address = %self.from,
             project = project.map(tracing::field::display), needed = role, "denied"
@@ -135,7 +138,7 @@ mod tests {
             revoked_at: 0,
             last_used_at: 0,
         };
-        Caller::new(Arc::new(token), IpAddr::from([127, 0, 0, 1]))
+        Caller::new(Arc::new(token), IpAddr::from([127, 0, 0, 1]), Counter::default())
     }
 
     #[test]

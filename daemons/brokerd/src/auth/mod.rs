@@ -35,6 +35,7 @@ pub use tokens::NewToken;
 use crate::{
     broker::now,
     ledger::{Ledger, Role, Token},
+    metrics::Metrics,
 };
 use secret::Bearer;
 use throttle::Throttle;
@@ -53,6 +54,7 @@ pub struct Auth(Arc<Inner>);
 struct Inner {
     ledger: Arc<dyn Ledger>,
     ca: Arc<Ca>,
+    metrics: Arc<Metrics>,
     cache: Mutex<Cache>,
     throttle: Mutex<Throttle>,
     /// Held while a token's row is changed, so that no change is written over another.
@@ -68,10 +70,11 @@ struct Cache {
 
 impl Auth {
     /// Over this ledger; certificates are signed by this CA.
-    pub fn new(ledger: Arc<dyn Ledger>, ca: Arc<Ca>) -> Self {
+    pub fn new(ledger: Arc<dyn Ledger>, ca: Arc<Ca>, metrics: Arc<Metrics>) -> Self {
         Self(Arc::new(Inner {
             ledger,
             ca,
+            metrics,
             cache: Mutex::default(),
             throttle: Mutex::default(),
             writing: tokio::sync::Mutex::default(),
@@ -91,7 +94,7 @@ impl Auth {
             return Err(Error::new(Code::AuthDenied, "a join token does nothing but join a worker, once"));
         }
         self.note_use(&token);
-        Ok(Caller::new(token, from.ip()))
+        Ok(Caller::new(token, from.ip(), self.0.metrics.auth_refused("denied")))
     }
 
     /// The worker whose certificate this is.
@@ -107,6 +110,7 @@ impl Auth {
         };
         let rows = self.0.ledger.workers().await?;
         let refuse = |code, what: &str| {
+            self.0.metrics.auth_refused("worker").inc();
             tracing::warn!(worker = %name, serial = certificate.serial, address = %peer.address.ip(), "refused: {what}");
             Err(Error::new(code, format!("worker {name}: {what}"))
                 .hint("enroll it again: coderingctl token create --role worker"))
@@ -130,6 +134,7 @@ impl Auth {
             Some(token) => token,
             None => {
                 self.throttle().admit(from, Instant::now()).inspect_err(|_| {
+                    self.0.metrics.auth_refused("throttled").inc();
                     tracing::warn!(address = %from, "too many wrong tokens: held up");
                 })?;
                 let Some(token) = self.look_up(bearer.as_ref()).await? else {
@@ -174,6 +179,7 @@ impl Auth {
 
     fn wrong(&self, id: &str, from: IpAddr, how: &str) -> Error {
         self.throttle().wrong(from, Instant::now());
+        self.0.metrics.auth_refused("wrong_token").inc();
         tracing::warn!(token = id, address = %from, "a token was refused: {how}");
         // One text for all of them: a guess learns nothing from it.
         Error::new(Code::AuthInvalid, "the token is wrong, revoked or expired")
