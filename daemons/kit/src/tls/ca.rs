@@ -22,8 +22,8 @@ use super::{
 
 /// Ten years: renewing it means enrolling every worker again.
 const CA_LIFE: Duration = Duration::days(3650);
-/// The broker issues its own again long before.
-const SERVER_LIFE: Duration = Duration::days(397);
+/// The broker makes its own anew long before, at a start.
+const SERVER_LIFE: Duration = Duration::days(825);
 /// A worker is shut out by revoking it, not by waiting.
 const WORKER_LIFE: Duration = Duration::days(1095);
 /// A certificate is valid a while before it was made, for clocks that are behind.
