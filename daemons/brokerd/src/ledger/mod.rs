@@ -5,6 +5,9 @@
 //! Nothing needs a transaction over two tasks; every counter is derived.
 
 mod rows;
+mod sqlite;
+
+use std::{path::Path, sync::Arc};
 
 use async_trait::async_trait;
 use codering_core::{
@@ -13,6 +16,18 @@ use codering_core::{
 };
 
 pub use rows::*;
+
+/// A ledger that many hold.
+pub type SharedLedger = Arc<dyn Ledger>;
+
+/// Opens the ledger at `path`, and makes it where there is none; the one place that chooses what it stands
+/// on. A file that is damaged, written by a newer brokerd or in use is refused, with what to do about it.
+pub async fn open(path: &Path) -> std::result::Result<SharedLedger, Error> {
+    Ok(sqlite::SqliteLedger::open(path).await?)
+}
+
+/// What a page of tasks or results weighs at most, and one of them more.
+pub const PAGE_BYTES: usize = 8 << 20;
 
 /// Why a call did not do what it should. "Failed" and "unknown" are different answers: after the first
 /// nothing was recorded, after the second it may have been.
@@ -116,7 +131,8 @@ pub trait Ledger: Send + Sync + 'static {
 
     // ---- pages of tasks ----
 
-    /// Tasks of a job in the order of `seq`, those after `after_seq` first; reduce steps left out.
+    /// Tasks of a job in the order of `seq`, those after `after_seq` first; reduce steps left out. A page of
+    /// tasks, here and below, ends after `limit` or some [`PAGE_BYTES`]: only an empty one is the last.
     async fn tasks(
         &self,
         job: &JobId,
@@ -147,7 +163,7 @@ pub trait Ledger: Send + Sync + 'static {
     async fn result(&self, key: &TaskKey) -> Result<Option<TaskResult>>;
 
     /// Recorded results of a job in the order of its tasks, with each task's `seq`; reduce steps left out.
-    /// A page ends after `limit` results or some 8 MiB.
+    /// A page ends after `limit` results or some [`PAGE_BYTES`].
     async fn results(
         &self,
         job: &JobId,
@@ -156,7 +172,7 @@ pub trait Ledger: Send + Sync + 'static {
         limit: u32,
     ) -> Result<Vec<(u64, TaskResult)>>;
 
-    /// Recorded results not yet marked as published to the done queue, oldest first.
+    /// Recorded results not yet marked as published to the done queue, oldest first; a page as above.
     async fn unpublished_results(&self, limit: u32) -> Result<Vec<TaskResult>>;
 
     /// Marks results as published.
@@ -218,6 +234,9 @@ pub trait Ledger: Send + Sync + 'static {
 
     /// Whether it can be written right now.
     async fn check(&self) -> Result<()>;
+
+    /// What it has written since it was opened, for metrics.
+    fn figures(&self) -> Figures;
 
     /// Finishes what is under way and closes.
     async fn close(&self);

@@ -246,3 +246,12 @@ pub struct Worker {
     /// When it was last heard of; written when it connects and goes.
     pub last_seen_at: Millis,
 }
+
+/// What a ledger has written since it was opened.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Figures {
+    /// Writes that were asked for.
+    pub operations: u64,
+    /// Durable commits that they took.
+    pub commits: u64,
+}

@@ -1,0 +1,49 @@
+//! What SQLite says, in words that tell what to do.
+
+use crate::ledger::LedgerError;
+
+const FULL: i32 = 13;
+const BUSY: i32 = 5;
+const CORRUPT: i32 = 11;
+const NOT_A_DATABASE: i32 = 26;
+const INPUT_OUTPUT: i32 = 10;
+const READ_ONLY: i32 = 8;
+
+/// SQLite's primary result code, where the error is SQLite's.
+fn primary_code(error: &sqlx::Error) -> Option<i32> {
+    let code: i32 = error.as_database_error()?.code()?.parse().ok()?;
+    Some(code & 0xff)
+}
+
+/// One sentence on what went wrong, and what to do.
+pub(super) fn told(error: &sqlx::Error) -> String {
+    let advice = match primary_code(error) {
+        Some(FULL) => "the disk is full; free space, and it goes on by itself",
+        Some(BUSY) => "another process holds the file; end it",
+        Some(CORRUPT | NOT_A_DATABASE) => {
+            "the file is damaged; stop codering-brokerd and restore a backup of it"
+        }
+        Some(INPUT_OUTPUT) => "the disk fails; look into the kernel's log",
+        Some(READ_ONLY) => "the file or its file system is read-only; make it writable",
+        _ if matches!(error, sqlx::Error::PoolTimedOut) => "all readers are busy; try again shortly",
+        _ => return error.to_string(),
+    };
+    match error {
+        sqlx::Error::Database(database) => format!("{}: {advice}", database.message()),
+        other => format!("{other}: {advice}"),
+    }
+}
+
+/// An error before COMMIT, or of a read: nothing was recorded.
+pub(super) fn failed(error: sqlx::Error) -> LedgerError {
+    LedgerError::Failed(told(&error))
+}
+
+/// An error of COMMIT itself. A full disk or a lock is met before the frame that commits is complete,
+/// so that nothing was recorded; an fsync that failed leaves it open.
+pub(super) fn of_commit(error: &sqlx::Error) -> LedgerError {
+    match primary_code(error) {
+        Some(FULL | BUSY) => LedgerError::Failed(told(error)),
+        _ => LedgerError::Unknown(told(error)),
+    }
+}
