@@ -1,0 +1,155 @@
+//! The command line: global options, the verbs, and how a verb's end becomes an exit code.
+
+use std::{path::PathBuf, process::ExitCode, time::Duration};
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use codering_core::{Code, Error, units};
+
+use crate::{
+    context::Context,
+    output::{Format, Out, exit},
+    verbs,
+};
+
+/// Code on demand on your own machines: submit jobs of many tasks, watch them, collect one answer.
+#[derive(Debug, Parser)]
+#[command(name = "coderingctl", version, max_term_width = 100, disable_help_subcommand = true)]
+#[command(after_help = "Exit codes: 0 done; 1 the job or task failed; 2 wrong usage or input; 3 not found; \
+    4 denied; 5 broker unreachable; 6 timed out; 130 interrupted.\n\n\
+    Examples:\n  coderingctl dev --data-dir ./dev\n  coderingctl submit --push examples/wordcount --watch")]
+pub struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    verb: Option<Verb>,
+}
+
+/// What every verb takes.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Everywhere")]
+pub struct Global {
+    /// The broker of an endpoints.json, as `coderingctl dev` writes it.
+    #[arg(long, global = true, env = "CODERING_ENDPOINTS", value_name = "FILE")]
+    pub endpoints: Option<PathBuf>,
+    /// The broker of this name, see `coderingctl login`.
+    #[arg(long, global = true, env = "CODERING_CONTEXT", value_name = "NAME")]
+    pub context: Option<String>,
+    /// How data is written to stdout.
+    #[arg(long, short, global = true, value_name = "FORMAT", default_value = "table")]
+    pub output: Format,
+    /// Nothing on stderr but errors.
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Show a job's progress until it ends.
+    Watch(verbs::watch::Args),
+    /// Print a job's results, or its answer.
+    Results(verbs::results::Args),
+    /// Run a command over a job's results, and keep what it prints as the job's answer.
+    Reduce(verbs::reduce::Args),
+}
+
+impl Verb {
+    async fn run(self, ctx: &Context) -> Result<(), Error> {
+        match self {
+            Self::Watch(args) => verbs::watch::run(ctx, args).await,
+            Self::Results(args) => verbs::results::run(ctx, args).await,
+            Self::Reduce(args) => verbs::reduce::run(ctx, args).await,
+        }
+    }
+}
+
+const FIRST_FIVE: &str = "\
+coderingctl runs code on demand on your own machines. Five verbs to start with:
+
+  coderingctl dev --data-dir ./dev          a broker and a worker of your own, here
+  coderingctl submit --push DIR --watch     a job from a directory with Dockerfile, code and job.toml
+  coderingctl watch JOB                     how far it is
+  coderingctl results JOB                   what came out
+  coderingctl job show JOB                  its whole story, and what went wrong
+
+All verbs: coderingctl --help";
+
+/// Parses, runs one verb, says how it ended.
+pub fn main() -> ExitCode {
+    // Fails only where a provider is installed already, which is as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let cli = Cli::parse();
+    let out = Out::new(cli.global.output, cli.global.quiet);
+    let ctx = Context::new(out, cli.global);
+    let Some(verb) = cli.verb else {
+        return ended(&ctx, ctx.out.line(FIRST_FIVE));
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => return ended(&ctx, Err(Error::new(Code::Internal, error.to_string()))),
+    };
+    let end = runtime.block_on(Box::pin(verb.run(&ctx)));
+    // A read of a terminal that nobody answers must not keep the process.
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    ended(&ctx, end)
+}
+
+fn ended(ctx: &Context, end: Result<(), Error>) -> ExitCode {
+    match end {
+        Ok(()) => ExitCode::from(ctx.exit_code()),
+        // `coderingctl … | head`: the reader has what it wanted.
+        Err(_) if ctx.out.reader_is_gone() => ExitCode::SUCCESS,
+        Err(error) => {
+            if !ctx.is_quiet() {
+                ctx.out.error(&error);
+            }
+            ExitCode::from(exit::of(error.code))
+        }
+    }
+}
+
+/// The whole command line, for completions and man pages.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
+/// For `value_parser`: `90s`, `10m`, `2h`.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    units::duration_ms(text)
+        .map(Duration::from_millis)
+        .ok_or_else(|| "expected a duration such as 90s, 10m or 2h".to_owned())
+}
+
+/// For `value_parser`: `512M`, `2G`, or plain bytes.
+pub fn size(text: &str) -> Result<u64, String> {
+    units::size_bytes(text).ok_or_else(|| "expected a size such as 512M, 2G or a number of bytes".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_free_of_contradictions() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn every_verb_s_help_ends_with_two_examples() {
+        fn check(command: &clap::Command, path: &str) {
+            let mut leaf = true;
+            for sub in command.get_subcommands() {
+                leaf = false;
+                check(sub, &format!("{path} {}", sub.get_name()));
+            }
+            if leaf {
+                let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+                let examples = help.split("Examples:").nth(1).unwrap_or_default();
+                let count = examples.lines().filter(|line| line.contains("coderingctl ")).count();
+                assert!(count >= 2, "{path} has {count} examples: {help:?}");
+            }
+        }
+        check(&command(), "coderingctl");
+    }
+}

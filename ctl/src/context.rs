@@ -1,0 +1,96 @@
+//! What every verb is given: where its output goes, and the way to the broker.
+
+use std::{
+    io::{BufRead, IsTerminal},
+    sync::atomic::{AtomicBool, AtomicU8, Ordering},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use codering_core::{Code, Error, time::Millis};
+use tokio::sync::OnceCell;
+
+use crate::{
+    cli::Global,
+    client::{Broker, Target},
+    output::Out,
+};
+
+/// One call of coderingctl.
+pub struct Context {
+    /// Where data, notes and errors go.
+    pub out: Out,
+    global: Global,
+    broker: OnceCell<Broker>,
+    exit_code: AtomicU8,
+    quiet: AtomicBool,
+}
+
+impl Context {
+    /// For one command line.
+    pub fn new(out: Out, global: Global) -> Self {
+        Self {
+            out,
+            global,
+            broker: OnceCell::new(),
+            exit_code: AtomicU8::new(0),
+            quiet: AtomicBool::new(false),
+        }
+    }
+
+    /// The broker that the command line, the environment or the current context names; connected.
+    pub async fn broker(&self) -> Result<Broker, Error> {
+        let connect = async { Broker::connect(self.target()?).await };
+        self.broker.get_or_try_init(|| connect).await.cloned()
+    }
+
+    /// Where that broker is.
+    pub fn target(&self) -> Result<Target, Error> {
+        Target::find(self.global.endpoints.as_deref(), self.global.context.as_deref())
+    }
+
+    /// The wall clock.
+    pub fn now(&self) -> Millis {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Millis::try_from(since.as_millis()).unwrap_or(Millis::MAX)
+    }
+
+    /// Asks before something is destroyed; `yes` is the answer given on the command line.
+    pub fn confirm(&self, question: &str, yes: bool) -> Result<(), Error> {
+        if yes {
+            return Ok(());
+        }
+        if !(std::io::stdin().is_terminal() && std::io::stderr().is_terminal()) {
+            return Err(Error::new(Code::InvalidInput, format!("not done without an answer: {question}"))
+                .hint("there is no terminal to ask on; say yes with --yes"));
+        }
+        self.out.ask(&format!("{question} [y/N] "));
+        let mut answer = String::new();
+        let read = std::io::stdin().lock().read_line(&mut answer);
+        if read.is_ok() && matches!(answer.trim().to_lowercase().as_str(), "y" | "yes") {
+            return Ok(());
+        }
+        self.out.note("nothing was done");
+        Err(self.quietly(Code::InvalidInput))
+    }
+
+    /// An error whose story was told already: it decides the exit code and prints nothing.
+    pub fn quietly(&self, code: Code) -> Error {
+        self.quiet.store(true, Ordering::Relaxed);
+        Error::new(code, "")
+    }
+
+    /// The exit code of a verb that did its work, and whose job or task did not do well.
+    pub fn end_with(&self, exit_code: u8) {
+        self.exit_code.store(exit_code, Ordering::Relaxed);
+    }
+
+    /// See [`Self::end_with`].
+    pub fn exit_code(&self) -> u8 {
+        self.exit_code.load(Ordering::Relaxed)
+    }
+
+    /// See [`Self::quietly`].
+    pub fn is_quiet(&self) -> bool {
+        self.quiet.load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,183 @@
+//! `watch`: a job's progress until it ends. A lost connection is taken up again; Ctrl-C leaves the
+//! job running.
+
+mod screen;
+mod words;
+
+use std::time::Duration;
+
+use codering_core::{Code, Error, ids::shown};
+use codering_proto::{
+    status::from_status,
+    v1::{AnswerRequest, Job, JobEvent, JobState, WatchJobRequest},
+};
+use tokio::time::{Instant, sleep, timeout};
+use tonic::Status;
+
+use self::screen::Screen;
+use crate::{
+    client::{Jobs, said},
+    context::Context,
+    output::{Format, exit},
+    verbs::results::is_binary,
+};
+
+/// Show a job's progress until it ends; the exit code is 0 if it succeeded and 1 if not.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    coderingctl watch j-01jd8q\n  \
+    coderingctl watch j-01jd8q --output jsonl | jq .job.tasks")]
+pub struct Args {
+    /// Its id, or any unambiguous beginning of it.
+    job: String,
+    /// Stop waiting after this long, with exit code 6; the job goes on.
+    #[arg(long, value_name = "DURATION", value_parser = crate::cli::duration)]
+    timeout: Option<Duration>,
+}
+
+/// Runs the verb.
+pub async fn run(ctx: &Context, args: Args) -> Result<(), Error> {
+    follow(ctx, &args.job, args.timeout).await
+}
+
+/// The pauses between tries to connect again, and for how long it is tried.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(300);
+/// How much of an answer is fetched to show its beginning, and how long that may take.
+const PREVIEW_PATIENCE: Duration = Duration::from_secs(3);
+
+/// Shows the job until it ends, and leaves the exit code that its end asks for.
+pub async fn follow(ctx: &Context, id: &str, patience: Option<Duration>) -> Result<(), Error> {
+    let mut jobs = ctx.broker().await?.jobs();
+    let mut screen = Screen::new(&ctx.out);
+    // Waiting for ever is a week: an Instant beyond its range would be a panic.
+    let patience = patience.unwrap_or(Duration::from_secs(7 * 86_400));
+    let ended = tokio::select! {
+        ended = timeout(patience, to_the_end(ctx, &mut jobs, id, &mut screen)) => Some(ended),
+        _ = tokio::signal::ctrl_c() => None,
+    };
+    screen.clear();
+    let Some(ended) = ended else {
+        let id = shown(id);
+        ctx.out.note(format!("{id} goes on without you (see it again: coderingctl watch {id})"));
+        ctx.end_with(exit::INTERRUPTED);
+        return Ok(());
+    };
+    let job = match ended {
+        Ok(job) => job?,
+        Err(_) => {
+            return Err(Error::new(Code::TimedOut, format!("{} did not end in time; it goes on", shown(id)))
+                .hint(format!("see it again: coderingctl watch {}", shown(id))));
+        }
+    };
+    let preview =
+        if job.answer_bytes > 0 && !ctx.out.is_json() { preview(&mut jobs, &job).await } else { None };
+    match ctx.out.format() {
+        Format::Table => {
+            for line in words::ending(&job, preview.as_deref(), ctx.out.style()) {
+                ctx.out.line(&line)?;
+            }
+        }
+        Format::Json => ctx.out.one(&job, Vec::new)?,
+        // The last event was written as it came.
+        Format::Jsonl => {}
+    }
+    if job.state() != JobState::Succeeded {
+        ctx.end_with(exit::FAILED);
+    }
+    Ok(())
+}
+
+/// Watches until a final state, over as many connections as it takes.
+async fn to_the_end(ctx: &Context, jobs: &mut Jobs, id: &str, screen: &mut Screen<'_>) -> Result<Job, Error> {
+    let mut pause = FIRST_PAUSE;
+    let mut lost_at: Option<Instant> = None;
+    loop {
+        let mut heard = false;
+        let status = match once(ctx, jobs, id, screen, &mut heard).await {
+            Ok(Some(job)) => return Ok(job),
+            Ok(None) => Status::unavailable("the broker ended the watch before the job did"),
+            Err(Ended::Lost(status)) => status,
+            Err(Ended::Failed(error)) => return Err(error),
+        };
+        if heard {
+            (lost_at, pause) = (None, FIRST_PAUSE);
+        }
+        let first = lost_at.is_none();
+        let since = *lost_at.get_or_insert_with(Instant::now);
+        if since.elapsed() + pause > PATIENCE {
+            let mut error = from_status(&status);
+            error.code = Code::BrokerUnreachable;
+            return Err(error.hint(format!("the job goes on; see it again: coderingctl watch {}", shown(id))));
+        }
+        if first {
+            screen.note("the connection to the broker was lost; connecting again");
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+enum Ended {
+    /// Worth another try.
+    Lost(Status),
+    /// Not.
+    Failed(Error),
+}
+
+impl From<Status> for Ended {
+    fn from(status: Status) -> Self {
+        let lost = match status.code() {
+            tonic::Code::Unavailable | tonic::Code::Cancelled | tonic::Code::Aborted => true,
+            // How a connection that breaks within a message is told.
+            tonic::Code::Unknown | tonic::Code::Internal => from_status(&status).code == Code::Internal,
+            _ => false,
+        };
+        if lost { Self::Lost(status) } else { Self::Failed(from_status(&status)) }
+    }
+}
+
+/// One connection: the finished job, or `None` where it ended before the job.
+async fn once(
+    ctx: &Context,
+    jobs: &mut Jobs,
+    id: &str,
+    screen: &mut Screen<'_>,
+    heard: &mut bool,
+) -> Result<Option<Job>, Ended> {
+    let request = WatchJobRequest { job_id: id.to_owned() };
+    let mut events = jobs.watch(request).await?.into_inner();
+    while let Some(event) = events.message().await? {
+        *heard = true;
+        if ctx.out.format() == Format::Jsonl {
+            ctx.out.json_line(&event).map_err(Ended::Failed)?;
+        }
+        screen.show(&event);
+        if let JobEvent { job: Some(job), .. } = event
+            && matches!(job.state(), JobState::Succeeded | JobState::Failed | JobState::Cancelled)
+        {
+            return Ok(Some(job));
+        }
+    }
+    Ok(None)
+}
+
+/// The first bytes of the answer, if they are text; a preview is never worth an error.
+async fn preview(jobs: &mut Jobs, job: &Job) -> Option<String> {
+    let first = async {
+        let mut chunks = said(jobs.answer(AnswerRequest { job_id: job.job_id.clone() }).await).ok()?;
+        chunks.message().await.ok()?
+    };
+    let data = timeout(PREVIEW_PATIENCE, first).await.ok()??.data;
+    let start = &data[..data.len().min(2000)];
+    let text = match std::str::from_utf8(start) {
+        Ok(text) => text,
+        // Cut within a character; a fault before that is no text.
+        Err(error) if start.len() - error.valid_up_to() < 4 => {
+            std::str::from_utf8(&start[..error.valid_up_to()]).ok()?
+        }
+        Err(_) => return None,
+    };
+    if is_binary(text.as_bytes()) { None } else { Some(text.to_owned()) }
+}

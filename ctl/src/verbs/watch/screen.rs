@@ -1,0 +1,75 @@
+//! Where progress goes: a bar on a terminal, now and then a line elsewhere, nothing where stdout
+//! carries the events.
+
+use std::time::{Duration, Instant};
+
+use codering_proto::v1::{JobEvent, JobState};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::words::{done, harmless, progress};
+use crate::output::Out;
+
+/// The longest that a log file goes without a line of progress, while there is some.
+const LINE_EVERY: Duration = Duration::from_secs(10);
+
+/// Shows events as they come.
+pub struct Screen<'a> {
+    out: &'a Out,
+    bar: Option<ProgressBar>,
+    last_line: Option<(Instant, JobState, u64)>,
+}
+
+impl<'a> Screen<'a> {
+    /// Chooses by what stderr is.
+    pub fn new(out: &'a Out) -> Self {
+        let bar = out.may_draw().then(|| {
+            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10));
+            let style = ProgressStyle::with_template("{bar:24}  {msg}")
+                .unwrap_or_else(|_| ProgressStyle::default_bar());
+            bar.set_style(style.progress_chars("█▉▊▋▌▍▎▏ "));
+            bar
+        });
+        Self { out, bar, last_line: None }
+    }
+
+    /// One event.
+    pub fn show(&mut self, event: &JobEvent) {
+        for note in &event.notes {
+            self.note(&harmless(note, 300));
+        }
+        let Some(job) = &event.job else { return };
+        if let Some(bar) = &self.bar {
+            bar.set_length(job.tasks.unwrap_or_default().total);
+            bar.set_position(done(job));
+            bar.set_message(progress(event, self.out.style()));
+            bar.tick();
+            return;
+        }
+        if self.out.is_json() {
+            return;
+        }
+        let (state, count) = (job.state(), done(job));
+        let due = self
+            .last_line
+            .is_none_or(|(at, was, before)| was != state || (before != count && at.elapsed() >= LINE_EVERY));
+        if due {
+            self.last_line = Some((Instant::now(), state, count));
+            self.out.note(progress(event, self.out.style()));
+        }
+    }
+
+    /// A line that stays.
+    pub fn note(&self, line: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| self.out.note(line)),
+            None => self.out.note(line),
+        }
+    }
+
+    /// Takes the bar away.
+    pub fn clear(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
