@@ -244,3 +244,6 @@ fn bearer_text(authorization: Option<&str>) -> Result<&str, Error> {
 fn is_right(token: &Token, bearer: &Bearer) -> bool {
     token.hash.ct_eq(&bearer.hash).into()
 }
+
+#[cfg(test)]
+mod tests;
