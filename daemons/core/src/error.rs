@@ -222,4 +222,37 @@ mod tests {
         assert_eq!(nearest("comand", ["command", "env"]), Some("command"));
         assert_eq!(nearest("zzzz", ["command", "env"]), None);
     }
+
+    /// `docs/errors.md`, from the table above.
+    fn documented() -> String {
+        let mut text = String::from(
+            "# Error codes\n\n\
+             One code, one meaning: the `code` of an error that `coderingctl` prints as `error[code]`, the last part of the\n\
+             `type` of a REST problem document (RFC 9457), and the `reason` of the `ErrorInfo` in a gRPC status.\n\n\
+             | code | HTTP | gRPC | meaning |\n|---|---|---|---|\n",
+        );
+        for code in Code::ALL {
+            text += &format!(
+                "| `{}` | {} | {:?} | {} |\n",
+                code.as_str(),
+                code.http(),
+                code.grpc(),
+                code.meaning()
+            );
+        }
+        text
+    }
+
+    #[test]
+    fn the_table_in_the_docs_is_this_table() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/errors.md");
+        if std::env::var_os("CODERING_WRITE_DOCS").is_some() {
+            std::fs::write(path, documented()).unwrap();
+        }
+        let written = std::fs::read_to_string(path).unwrap_or_default();
+        assert!(
+            written == documented(),
+            "docs/errors.md is not current; write it with: CODERING_WRITE_DOCS=1 cargo test -p codering-core docs"
+        );
+    }
 }
