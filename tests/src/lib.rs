@@ -1,1 +1,29 @@
+//! What the end-to-end tests stand on: the real binaries in a directory of the test's own.
+//!
+//! [`Dev`] is a running `coderingctl dev`, [`Vhost`] a place of the test's own in the machine's RabbitMQ, [`fixture`] the
+//! jobs. Nothing is mocked: a test that finds no Docker, no RabbitMQ or no binary fails and says what starts or builds it.
 
+mod dev;
+pub mod fixture;
+mod process;
+mod services;
+
+use std::path::{Path, PathBuf};
+
+pub use dev::{Backend, Dev};
+pub use process::{Ran, children, command_line, run, wait_for};
+pub use services::{Vhost, containers_of, require_base_image};
+
+/// The repository's root.
+pub fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("this crate lies in the repository").to_owned()
+}
+
+/// A binary of the workspace, built in the profile of the running test.
+pub fn binary(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("a running test has a path");
+    // target/PROFILE/deps/TEST-HASH
+    let built = test.ancestors().nth(2).expect("cargo runs tests from target/PROFILE/deps").join(name);
+    assert!(built.exists(), "{} is not built: make test, or cargo build --workspace --bins", built.display());
+    built
+}

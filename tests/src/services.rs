@@ -1,0 +1,98 @@
+//! The machine's own Docker and RabbitMQ.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr, TcpStream},
+    process::Command,
+    sync::{
+        Once,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use crate::{Ran, repository, run};
+
+const BOUND: Duration = Duration::from_secs(60);
+
+/// Fails where Docker does not answer, and builds `codering/base` where it is not there yet.
+pub fn require_base_image() {
+    static BUILT: Once = Once::new();
+    BUILT.call_once(|| {
+        let docker = run(Command::new("docker").args(["version", "--format", "{{.Server.Version}}"]), BOUND);
+        assert_eq!(
+            docker.code,
+            Some(0),
+            "Docker does not answer; start it: scripts/setup test\n{}",
+            docker.stderr
+        );
+        let built =
+            run(&mut Command::new(repository().join("packaging/runtimes/base")), Duration::from_secs(600));
+        assert_eq!(built.code, Some(0), "the base image could not be built\n{}", built.stderr);
+    });
+}
+
+/// The ids of the containers, running or not, that have this label.
+pub fn containers_of(label: &str) -> Vec<String> {
+    let filter = format!("label={label}");
+    let listed = run(Command::new("docker").args(["ps", "--all", "--quiet", "--filter", &filter]), BOUND);
+    assert_eq!(listed.code, Some(0), "{}", listed.stderr);
+    listed.text().lines().map(str::to_owned).collect()
+}
+
+/// A virtual host of RabbitMQ for one test, deleted when it is dropped.
+pub struct Vhost(String);
+
+impl Vhost {
+    /// Makes one in the machine's RabbitMQ.
+    pub fn create() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let local = SocketAddr::from((Ipv4Addr::LOCALHOST, 5672));
+        let reached = TcpStream::connect_timeout(&local, Duration::from_secs(5));
+        assert!(reached.is_ok(), "RabbitMQ does not listen on {local}; start it: scripts/setup test");
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("codering-test-{}-{number}", std::process::id());
+        rabbitmqctl(&["add_vhost", &name]);
+        rabbitmqctl(&["set_permissions", "--vhost", &name, "guest", ".*", ".*", ".*"]);
+        Self(name)
+    }
+
+    /// Where clients and the broker connect.
+    pub fn url(&self) -> String {
+        format!("amqp://guest:guest@127.0.0.1:5672/{}", self.0)
+    }
+}
+
+impl Drop for Vhost {
+    fn drop(&mut self) {
+        // Panicking here while a failed test unwinds would hide why it failed.
+        if !std::thread::panicking() {
+            rabbitmqctl(&["delete_vhost", &self.0]);
+        } else {
+            run(&mut command(&["delete_vhost", &self.0]), BOUND);
+        }
+    }
+}
+
+fn command(args: &[&str]) -> Command {
+    let mut command = if rustix::process::geteuid().is_root() {
+        Command::new("rabbitmqctl")
+    } else {
+        let mut sudo = Command::new("sudo");
+        sudo.args(["--non-interactive", "rabbitmqctl"]);
+        sudo
+    };
+    command.args(args);
+    command
+}
+
+fn rabbitmqctl(args: &[&str]) -> Ran {
+    let ran = run(&mut command(args), BOUND);
+    assert_eq!(
+        ran.code,
+        Some(0),
+        "rabbitmqctl {args:?}: {}{}",
+        String::from_utf8_lossy(&ran.stdout),
+        ran.stderr
+    );
+    ran
+}

@@ -1,0 +1,88 @@
+//! Who may depend on what, as `deny.toml` writes it down, holds in the resolved graph (invariant 8 of the design: nothing
+//! but brokerd speaks to RabbitMQ and to the ledger, nothing but workerd speaks to Docker).
+
+use std::{collections::BTreeMap, process::Command};
+
+use serde::Deserialize;
+
+#[derive(Deserialize)]
+struct Deny {
+    bans: Bans,
+}
+
+#[derive(Deserialize)]
+struct Bans {
+    deny: Vec<Ban>,
+}
+
+#[derive(Deserialize)]
+struct Ban {
+    #[serde(rename = "crate")]
+    name: String,
+    #[serde(default)]
+    wrappers: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct Metadata {
+    packages: Vec<Package>,
+    resolve: Resolve,
+}
+
+#[derive(Deserialize)]
+struct Package {
+    id: String,
+    name: String,
+}
+
+#[derive(Deserialize)]
+struct Resolve {
+    nodes: Vec<Node>,
+}
+
+#[derive(Deserialize)]
+struct Node {
+    id: String,
+    dependencies: Vec<String>,
+}
+
+/// Each crate of the graph with the names of those that depend on it.
+fn dependents() -> BTreeMap<String, Vec<String>> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let out = Command::new(cargo)
+        .args(["metadata", "--format-version=1", "--locked", "--offline"])
+        .args(["--filter-platform", &format!("{}-unknown-linux-gnu", std::env::consts::ARCH)])
+        .current_dir(codering_tests::repository())
+        .output()
+        .unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let metadata: Metadata = serde_json::from_slice(&out.stdout).unwrap();
+    let names: BTreeMap<_, _> = metadata.packages.iter().map(|p| (&p.id, p.name.as_str())).collect();
+    let mut found = BTreeMap::<String, Vec<String>>::new();
+    for node in &metadata.resolve.nodes {
+        for dependency in &node.dependencies {
+            found.entry(names[dependency].to_owned()).or_default().push(names[&node.id].to_owned());
+        }
+    }
+    found
+}
+
+#[test]
+fn invariant_8_only_the_crates_that_deny_toml_names_speak_to_rabbitmq_the_ledger_docker_and_git() {
+    let text = std::fs::read_to_string(codering_tests::repository().join("deny.toml")).unwrap();
+    let deny: Deny = toml::from_str(&text).unwrap();
+    let dependents = dependents();
+    for must in ["lapin", "sqlx", "bollard", "git2"] {
+        assert!(deny.bans.deny.iter().any(|ban| ban.name == must), "deny.toml says nothing of {must}");
+        assert!(dependents.contains_key(must), "nothing depends on {must}: is the graph complete?");
+    }
+    for ban in &deny.bans.deny {
+        let strangers: Vec<_> = dependents
+            .get(&ban.name)
+            .into_iter()
+            .flatten()
+            .filter(|name| !ban.wrappers.contains(name))
+            .collect();
+        assert!(strangers.is_empty(), "{strangers:?} may not depend on {}, see deny.toml", ban.name);
+    }
+}
