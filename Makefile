@@ -1,0 +1,44 @@
+# Each target is self-sufficient on a fresh Debian 12 or 13 machine, as root or with sudo: it first runs scripts/setup, which
+# says what it does to the machine. CARGO_TARGET_DIR is honoured.
+
+export PATH := $(HOME)/.cargo/bin:$(PATH)
+target := $(or $(CARGO_TARGET_DIR),target)
+
+.PHONY: help build demo test bench fmt lint clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
+
+build: ## release binaries of the daemons and of coderingctl, in target/release/
+	@scripts/setup build
+	cargo build --release --locked --workspace --bins
+	@ls -lh $(addprefix $(target)/release/,codering-brokerd codering-workerd coderingctl)
+
+# The demo runs the binaries of the dev profile, which the tests use too: a cold release build takes twice as long, and
+# nothing that the demo does is bound by this code's speed.
+demo: ## the first example on one machine: prints the answer beside the expected one
+	@scripts/setup demo
+	cargo build --locked --workspace --bins
+	@scripts/with-docker scripts/demo $(target)/debug
+
+test: ## every test, those with real RabbitMQ, git and Docker included
+	@scripts/setup test
+	@scripts/with-docker packaging/runtimes/base
+	@scripts/with-docker scripts/test
+
+bench: ## measures the release binaries and prints one table
+	@scripts/setup test
+	@scripts/with-docker packaging/runtimes/base
+	cargo build --release --locked --workspace --bins
+	@scripts/with-docker scripts/bench $(target)/release
+
+fmt: ## formats the code
+	cargo fmt --all
+
+lint: ## what .ci/run checks before the tests
+	@scripts/setup build
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+
+clean: ## removes what was built
+	cargo clean
