@@ -1,1 +1,0 @@
-//! A job as a person writes it, in TOML or JSON.
