@@ -3,12 +3,23 @@
 //! A queue holds bytes, at least once, durably. It knows nothing of tasks: what a message means is the
 //! broker's business, and a message that was lost or doubled does no harm, since the ledger decides.
 
+mod config;
+#[cfg(test)]
+mod conformance;
+mod embedded;
+
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use codering_core::{Code, Error, QueueName};
 use tokio::sync::watch;
+
+pub use config::{Backend, QueueConfig};
+
+/// How often a message is handed out before it is put among the dead letters: a backstop, since what a
+/// task may cost is counted in the ledger.
+pub const DELIVERY_LIMIT: i64 = 100;
 
 /// Why a call did not do what it should.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -156,3 +167,19 @@ pub trait Queues: Send + Sync + 'static {
 
 /// A backend chosen at start.
 pub type SharedQueues = Arc<dyn Queues>;
+
+/// Opens the backend that the configuration names. RabbitMQ need not be there yet.
+pub async fn open(config: &QueueConfig) -> Result<SharedQueues> {
+    match config.chosen() {
+        Backend::Embedded => {
+            let directory = config.data_dir.as_deref().ok_or_else(|| {
+                QueueError::Unavailable("the embedded queue needs queue.data_dir".to_owned())
+            })?;
+            embedded::open(directory, config).await
+        }
+        Backend::Rabbitmq => {
+            config.address()?;
+            Err(QueueError::Unavailable("this build has no RabbitMQ backend".to_owned()))
+        }
+    }
+}
