@@ -22,7 +22,7 @@ use tonic::{
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint},
 };
 
-use crate::contexts::{self, Contexts};
+use crate::contexts::{self, Contexts, Saved};
 
 /// What `coderingctl dev` writes; its first keys are an outside interface.
 #[derive(Clone, Serialize, Deserialize)]
@@ -46,6 +46,7 @@ pub struct Endpoints {
 }
 
 /// Where a broker is and how to speak to it. It has no `Debug`, so that no token is logged by accident.
+#[derive(Clone)]
 pub struct Target {
     /// Names it in messages: a context, or a file.
     pub label: String,
@@ -59,6 +60,10 @@ pub struct Target {
     pub git_root: Option<PathBuf>,
     /// See [`Endpoints::project`].
     pub project: Option<String>,
+    /// See [`Endpoints::rest`]; only where an endpoints file named the broker.
+    pub rest: Option<String>,
+    /// The context that named the broker.
+    pub context: Option<String>,
 }
 
 impl Target {
@@ -91,6 +96,8 @@ impl Target {
             token: found.token,
             git_root: found.git_root.and_then(|url| url.strip_prefix("file://").map(PathBuf::from)),
             project: found.project,
+            rest: Some(found.rest),
+            context: None,
         })
     }
 
@@ -102,14 +109,37 @@ impl Target {
                  or start one here: coderingctl dev --data-dir ./dev, then --endpoints ./dev/endpoints.json",
             ));
         };
-        Ok(Self {
+        Ok(Self::of_context(name, saved))
+    }
+
+    /// The broker of a context.
+    pub fn of_context(name: &str, saved: &Saved) -> Self {
+        Self {
             label: format!("context `{name}`"),
             address: saved.broker.clone(),
             ca_pem: saved.ca_pem.clone(),
             token: saved.token.clone(),
             git_root: None,
             project: None,
-        })
+            rest: None,
+            context: Some(name.to_owned()),
+        }
+    }
+
+    /// The host of its address; of an IPv6 address, without its brackets.
+    pub fn host(&self) -> &str {
+        let host = self.address.rsplit_once(':').map_or(self.address.as_str(), |(host, _)| host);
+        host.trim_start_matches('[').trim_end_matches(']')
+    }
+
+    /// The port of its address.
+    pub fn port(&self) -> &str {
+        self.address.rsplit_once(':').map_or("", |(_, port)| port)
+    }
+
+    /// Whether an endpoints file named it, as `coderingctl dev` writes one.
+    pub fn is_dev(&self) -> bool {
+        self.rest.is_some()
     }
 }
 
@@ -134,6 +164,8 @@ impl Interceptor for Bearer {
 type Authenticated = InterceptedService<Channel, Bearer>;
 /// Calls on jobs.
 pub type Jobs = JobsClient<Authenticated>;
+/// Calls on queues.
+pub type Queues = QueuesClient<Authenticated>;
 
 /// The largest answer: a result with both streams at their bound.
 const MAX_ANSWER_BYTES: usize = 80 << 20;
@@ -167,7 +199,7 @@ impl Broker {
     }
 
     /// Queues.
-    pub fn queues(&self) -> QueuesClient<Authenticated> {
+    pub fn queues(&self) -> Queues {
         QueuesClient::with_interceptor(self.channel.clone(), self.bearer.clone())
             .max_decoding_message_size(MAX_ANSWER_BYTES)
     }
