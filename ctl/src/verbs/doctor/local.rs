@@ -1,0 +1,251 @@
+//! What doctor looks at on this very machine, where codering's daemons are installed or run by `dev`.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use codering_core::spec::without_password;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::{TcpStream, UnixStream},
+    time::timeout,
+};
+use toml::Table;
+
+use super::finding::Finding;
+
+/// How long each of these may take.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// The largest answer read of Docker's `/version`.
+const VERSION_BYTES: u64 = 64 << 10;
+
+/// A daemon's configuration, as far as doctor needs it: the file, then its drop-ins, then the environment.
+pub struct Configured {
+    daemon: &'static str,
+    tables: Vec<Table>,
+}
+
+impl Configured {
+    /// `None` where the daemon is not installed here; an error where its files cannot be read.
+    pub fn read(root: &Path, daemon: &'static str) -> Result<Option<Self>, String> {
+        let file = root.join(format!("etc/codering/{daemon}.toml"));
+        let unit = format!("systemd/system/codering-{daemon}.service");
+        let traces = [
+            file.clone(),
+            root.join("etc").join(&unit),
+            root.join("lib").join(&unit),
+            root.join("usr/lib").join(&unit),
+        ];
+        if !traces.iter().any(|path| path.exists()) {
+            return Ok(None);
+        }
+        let mut files = vec![file];
+        if let Ok(entries) = std::fs::read_dir(root.join(format!("etc/codering/{daemon}.d"))) {
+            let mut more: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+            more.retain(|path| path.extension().is_some_and(|extension| extension == "toml"));
+            more.sort();
+            files.extend(more);
+        }
+        let mut tables = Vec::new();
+        for file in files {
+            let text = match std::fs::read_to_string(&file) {
+                Ok(text) => text,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(format!("{} cannot be read: {error}", file.display())),
+            };
+            tables.push(text.parse().map_err(|_| format!("{} is not TOML", file.display()))?);
+        }
+        Ok(Some(Self { daemon, tables }))
+    }
+
+    /// A text value; `section` empty is the top of the file.
+    pub fn text(&self, section: &str, key: &str) -> Option<String> {
+        let variable = match section {
+            "" => format!("CODERING_{}", key.to_uppercase()),
+            section => format!("CODERING_{}_{}", section.to_uppercase(), key.to_uppercase()),
+        };
+        std::env::var(variable).ok().filter(|value| !value.is_empty()).or_else(|| {
+            let found = self.tables.iter().rev().find_map(|table| match section {
+                "" => table.get(key),
+                section => table.get(section)?.get(key),
+            });
+            found.and_then(|value| value.as_str()).map(str::to_owned)
+        })
+    }
+
+    /// Whether something listens where the daemon is configured to.
+    pub async fn port(&self, section: &str, key: &str, default: &str) -> Finding {
+        let listen = self.text(section, key).unwrap_or_else(|| default.to_owned());
+        let port = listen.rsplit_once(':').map_or("", |(_, port)| port);
+        let host = listen.rsplit_once(':').map_or("", |(host, _)| host);
+        // A wildcard is reached over loopback.
+        let host = if host == "0.0.0.0" || host == "[::]" { "127.0.0.1" } else { host };
+        let what = format!("{}'s {}", self.daemon, if section.is_empty() { key } else { section });
+        match connect(&format!("{host}:{port}")).await {
+            Ok(_) => Finding::good("port", format!("{what}: something listens on {listen}")),
+            Err(error) => Finding::wrong(
+                "port",
+                format!("{what}: nothing answers on {listen}: {error}"),
+                format!("systemctl restart codering-{0}; journalctl -u codering-{0} -n 20", self.daemon),
+            ),
+        }
+    }
+
+    /// The address of RabbitMQ, where one is configured.
+    pub fn rabbitmq(&self) -> Result<Option<String>, String> {
+        if self.text("queue", "backend").as_deref() == Some("embedded") {
+            return Ok(None);
+        }
+        if let Some(url) = self.text("queue", "url") {
+            return Ok(Some(url));
+        }
+        let Some(file) = self.text("queue", "url_file") else { return Ok(None) };
+        match std::fs::read_to_string(&file) {
+            Ok(url) => Ok(Some(url.trim().to_owned())),
+            Err(error) => Err(format!("{file} cannot be read: {error}")),
+        }
+    }
+}
+
+/// A TCP connection, soon or not at all.
+pub async fn connect(address: &str) -> io::Result<TcpStream> {
+    timeout(PATIENCE, TcpStream::connect(address))
+        .await
+        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+/// Whether Docker answers on its socket.
+pub async fn docker(socket: &str) -> Finding {
+    let path = socket.trim_start_matches("unix://");
+    let asked = timeout(PATIENCE, async { version(UnixStream::connect(path).await?).await }).await;
+    match asked.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+        Ok(version) => Finding::good("docker", format!("Docker {version} answers on {path}")),
+        Err(error) => {
+            let mend = match error.kind() {
+                io::ErrorKind::PermissionDenied => {
+                    "sudo usermod --append --groups docker $USER, then log in again"
+                }
+                io::ErrorKind::NotFound => "sudo apt-get install docker.io && sudo systemctl start docker",
+                _ => "sudo systemctl restart docker",
+            };
+            Finding::wrong("docker", format!("Docker does not answer on {path}: {error}"), mend)
+        }
+    }
+}
+
+async fn version(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<String> {
+    stream.write_all(b"GET /version HTTP/1.0\r\nHost: docker\r\n\r\n").await?;
+    let mut answer = Vec::new();
+    stream.take(VERSION_BYTES).read_to_end(&mut answer).await?;
+    let body = answer.windows(4).position(|window| window == b"\r\n\r\n").map(|at| &answer[at + 4..]);
+    let parsed = body.and_then(|body| serde_json::from_slice::<serde_json::Value>(body).ok());
+    let version = parsed.as_ref().and_then(|value| value.get("Version")?.as_str());
+    version.map(str::to_owned).ok_or_else(|| io::Error::other("what answers there is not Docker"))
+}
+
+/// Whether a RabbitMQ answers at `url`, as far as can be told without logging in.
+pub async fn rabbitmq(url: &str) -> Finding {
+    let shown = without_password(url);
+    let mend = "sudo systemctl start rabbitmq-server, or mend [queue] url_file in /etc/codering/brokerd.toml";
+    let Some((address, plain)) = amqp_address(url) else {
+        return Finding::wrong(
+            "rabbitmq",
+            format!("`{shown}` is not an address such as amqp://host/vhost"),
+            mend,
+        );
+    };
+    let asked = timeout(PATIENCE, async {
+        let stream = TcpStream::connect(&address).await?;
+        if plain { greeted(stream).await } else { Ok(()) }
+    });
+    match asked.await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+        Ok(()) => Finding::good("rabbitmq", format!("RabbitMQ answers at {shown}")),
+        Err(error) => {
+            Finding::wrong("rabbitmq", format!("RabbitMQ does not answer at {shown}: {error}"), mend)
+        }
+    }
+}
+
+/// `host:port` of an AMQP address, and whether it is without TLS.
+fn amqp_address(url: &str) -> Option<(String, bool)> {
+    let url = url::Url::parse(url).ok()?;
+    let (port, plain) = match url.scheme() {
+        "amqp" => (5672, true),
+        "amqps" => (5671, false),
+        _ => return None,
+    };
+    Some((format!("{}:{}", url.host_str()?, url.port().unwrap_or(port)), plain))
+}
+
+/// Says hello as an AMQP 0-9-1 client does; a method frame is the answer of a broker that speaks it.
+async fn greeted(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
+    stream.write_all(b"AMQP\x00\x00\x09\x01").await?;
+    match stream.read_u8().await? {
+        1 => Ok(()),
+        _ => Err(io::Error::other("what answers there does not speak AMQP 0-9-1")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(root: &Path, file: &str, text: &str) {
+        let path = root.join(file);
+        std::fs::create_dir_all(path.parent().expect("inside")).expect("made");
+        std::fs::write(path, text).expect("written");
+    }
+
+    #[test]
+    fn a_drop_in_wins_over_the_file_and_a_machine_without_the_daemon_has_neither() {
+        let root = tempfile::tempdir().expect("a directory");
+        assert!(Configured::read(root.path(), "brokerd").expect("readable").is_none());
+        write(root.path(), "etc/codering/brokerd.toml", "[queue]\nbackend = 'rabbitmq'\nurl = 'amqp://a'\n");
+        write(root.path(), "etc/codering/brokerd.d/10-site.toml", "[queue]\nurl = 'amqp://b'\n");
+        let configured = Configured::read(root.path(), "brokerd").expect("readable").expect("installed");
+        assert_eq!(configured.rabbitmq(), Ok(Some("amqp://b".to_owned())));
+        assert_eq!(configured.text("queue", "backend").as_deref(), Some("rabbitmq"));
+        write(root.path(), "etc/codering/brokerd.toml", "[queue\n");
+        assert!(Configured::read(root.path(), "brokerd").is_err());
+    }
+
+    #[test]
+    fn an_amqp_address_has_its_scheme_s_port() {
+        assert_eq!(amqp_address("amqp://u:p@mq.lan/%2f"), Some(("mq.lan:5672".into(), true)));
+        assert_eq!(amqp_address("amqps://mq.lan:7000"), Some(("mq.lan:7000".into(), false)));
+        assert_eq!(amqp_address("http://mq.lan"), None);
+    }
+
+    #[tokio::test]
+    async fn what_answers_like_docker_or_rabbitmq_is_told_from_what_does_not() {
+        for (answer, is_docker) in
+            [("HTTP/1.0 200 OK\r\n\r\n{\"Version\":\"20.10\"}", true), ("SSH-2.0\r\n", false)]
+        {
+            let (ours, mut theirs) = tokio::io::duplex(1024);
+            tokio::spawn(async move {
+                let mut request = [0; 10];
+                theirs.read_exact(&mut request).await.expect("asked");
+                theirs.write_all(answer.as_bytes()).await.expect("answered");
+                theirs.shutdown().await.expect("closed");
+                // What is left of the request is read, so that the other side can finish writing it.
+                let _ = theirs.read_to_end(&mut Vec::new()).await;
+            });
+            assert_eq!(version(ours).await.is_ok(), is_docker, "{answer}");
+        }
+        for (answer, is_rabbitmq) in [(1u8, true), (b'H', false)] {
+            let (ours, mut theirs) = tokio::io::duplex(64);
+            theirs.write_u8(answer).await.expect("answered");
+            assert_eq!(greeted(ours).await.is_ok(), is_rabbitmq);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_missing_docker_socket_says_how_to_get_docker() {
+        let finding = docker("/nowhere/docker.sock").await;
+        assert!(finding.mend.contains("apt-get install docker.io"), "{finding:?}");
+        let finding = rabbitmq("amqp://guest:secret@127.0.0.1:1/").await;
+        assert!(!finding.finding.contains("secret") && !finding.mend.is_empty(), "{finding:?}");
+    }
+}
