@@ -51,6 +51,32 @@ enum Verb {
     Results(verbs::results::Args),
     /// Run a command over a job's results, and keep what it prints as the job's answer.
     Reduce(verbs::reduce::Args),
+    /// Create, list, show and delete projects, and set their quotas.
+    #[command(subcommand)]
+    Project(verbs::project::Verb),
+    /// List and show jobs; cancel, retry, pause and resume them.
+    #[command(subcommand)]
+    Job(verbs::job::Verb),
+    /// List and show tasks, print their output, cancel and retry them.
+    #[command(subcommand)]
+    Task(verbs::task::Verb),
+    /// Put messages into queues and take them out.
+    #[command(subcommand)]
+    Queue(verbs::queue::Verb),
+    /// List and show workers; pause, drain and revoke them.
+    #[command(subcommand)]
+    Worker(verbs::worker::Verb),
+    /// Create, list and revoke tokens.
+    #[command(subcommand)]
+    Token(verbs::token::Verb),
+    /// Keep brokers by name, and switch between them.
+    Login(verbs::login::Login),
+    /// Look for what is wrong between here and a running task.
+    Doctor(verbs::doctor::Doctor),
+    /// Print a shell's completion script.
+    Completions(verbs::completions::Completions),
+    /// Write a manual page for every verb.
+    Man(verbs::man::Man),
 }
 
 impl Verb {
@@ -59,6 +85,16 @@ impl Verb {
             Self::Watch(args) => verbs::watch::run(ctx, args).await,
             Self::Results(args) => verbs::results::run(ctx, args).await,
             Self::Reduce(args) => verbs::reduce::run(ctx, args).await,
+            Self::Project(verb) => verbs::project::run(ctx, verb).await,
+            Self::Job(verb) => verbs::job::run(ctx, verb).await,
+            Self::Task(verb) => verbs::task::run(ctx, verb).await,
+            Self::Queue(verb) => verbs::queue::run(ctx, verb).await,
+            Self::Worker(verb) => verbs::worker::run(ctx, verb).await,
+            Self::Token(verb) => verbs::token::run(ctx, verb).await,
+            Self::Login(login) => verbs::login::run(ctx, login).await,
+            Self::Doctor(doctor) => verbs::doctor::run(ctx, doctor).await,
+            Self::Completions(completions) => verbs::completions::run(ctx, &completions),
+            Self::Man(man) => verbs::man::run(ctx, man),
         }
     }
 }
@@ -78,6 +114,8 @@ All verbs: coderingctl --help";
 pub fn main() -> ExitCode {
     // Fails only where a provider is installed already, which is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
+    // A shell that asks for candidates is answered here, and the process ends.
+    clap_complete::CompleteEnv::with_factory(command).var(verbs::completions::VARIABLE).complete();
     let cli = Cli::parse();
     let out = Out::new(cli.global.output, cli.global.quiet);
     let ctx = Context::new(out, cli.global);

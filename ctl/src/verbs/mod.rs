@@ -1,9 +1,25 @@
 //! One file or directory a verb.
 
+pub mod complete;
+pub mod completions;
+pub mod doctor;
+pub mod job;
 mod limits;
+pub mod login;
+mod lost;
+pub mod man;
+pub mod project;
+pub mod queue;
 pub mod reduce;
 pub mod results;
+pub mod task;
+pub mod token;
 pub mod watch;
+pub mod words;
+pub mod worker;
+
+#[cfg(test)]
+mod example_tests;
 
 use codering_core::Command;
 
