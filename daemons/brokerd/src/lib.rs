@@ -7,6 +7,7 @@
 //! - [`ledger`]: jobs, tasks, attempts and results on disk, behind a trait.
 //! - [`metrics`]: every metric's name.
 //! - [`queue`]: RabbitMQ or the embedded queue, behind a trait.
+//! - [`start`]: from the command line to a drained process; open it first.
 //!
 //! It never touches Docker or git, and it never trusts what a queue says over what the ledger says.
 
@@ -17,3 +18,4 @@ pub mod ledger;
 pub mod metrics;
 pub mod pki;
 pub mod queue;
+pub mod start;
