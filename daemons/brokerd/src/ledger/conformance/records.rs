@@ -33,7 +33,7 @@ async fn projects_and_queues(ledger: &dyn Ledger) {
     assert_eq!(ledger.queues().await.unwrap(), all);
 
     ledger.delete_project(&one.name).await.unwrap();
-    assert_eq!(ledger.projects().await.unwrap(), [other.clone()]);
+    assert_eq!(ledger.projects().await.unwrap(), std::slice::from_ref(&other));
     assert_eq!(ledger.queues().await.unwrap(), ["bare", "p.todo", "p_1.todo"].map(queue));
     ledger.delete_project(&other.name).await.unwrap();
     assert_eq!(ledger.queues().await.unwrap(), ["bare", "p_1.todo"].map(queue));
