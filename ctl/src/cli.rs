@@ -45,6 +45,8 @@ pub struct Global {
 /// The verbs.
 #[derive(Debug, Subcommand)]
 enum Verb {
+    /// Submit a job.
+    Submit(Box<verbs::submit::Args>),
     /// Show a job's progress until it ends.
     Watch(verbs::watch::Args),
     /// Print a job's results, or its answer.
@@ -71,6 +73,8 @@ enum Verb {
     Token(verbs::token::Verb),
     /// Keep brokers by name, and switch between them.
     Login(verbs::login::Login),
+    /// What was submitted and seen from here; needs no broker.
+    History(verbs::history::Args),
     /// Look for what is wrong between here and a running task.
     Doctor(verbs::doctor::Doctor),
     /// Print a shell's completion script.
@@ -82,6 +86,7 @@ enum Verb {
 impl Verb {
     async fn run(self, ctx: &Context) -> Result<(), Error> {
         match self {
+            Self::Submit(args) => verbs::submit::run(ctx, *args).await,
             Self::Watch(args) => verbs::watch::run(ctx, args).await,
             Self::Results(args) => verbs::results::run(ctx, args).await,
             Self::Reduce(args) => verbs::reduce::run(ctx, args).await,
@@ -92,6 +97,7 @@ impl Verb {
             Self::Worker(verb) => verbs::worker::run(ctx, verb).await,
             Self::Token(verb) => verbs::token::run(ctx, verb).await,
             Self::Login(login) => verbs::login::run(ctx, login).await,
+            Self::History(args) => verbs::history::run(ctx, args).await,
             Self::Doctor(doctor) => verbs::doctor::run(ctx, doctor).await,
             Self::Completions(completions) => verbs::completions::run(ctx, &completions),
             Self::Man(man) => verbs::man::run(ctx, man),
@@ -139,9 +145,7 @@ fn ended(ctx: &Context, end: Result<(), Error>) -> ExitCode {
         // `coderingctl … | head`: the reader has what it wanted.
         Err(_) if ctx.out.reader_is_gone() => ExitCode::SUCCESS,
         Err(error) => {
-            if !ctx.is_quiet() {
-                ctx.out.error(&error);
-            }
+            ctx.tell(&error);
             ExitCode::from(exit::of(error.code))
         }
     }

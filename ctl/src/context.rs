@@ -2,16 +2,21 @@
 
 use std::{
     io::{BufRead, IsTerminal},
-    sync::atomic::{AtomicBool, AtomicU8, Ordering},
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, AtomicU8, Ordering},
+    },
     time::{SystemTime, UNIX_EPOCH},
 };
 
 use codering_core::{Code, Error, time::Millis};
+use codering_proto::v1::Job;
 use tokio::sync::OnceCell;
 
 use crate::{
     cli::Global,
     client::{Broker, Target},
+    history::{self, History},
     output::Out,
 };
 
@@ -21,8 +26,11 @@ pub struct Context {
     pub out: Out,
     global: Global,
     broker: OnceCell<Broker>,
+    /// Empty inside where it cannot be used; that was said once.
+    history: OnceCell<Option<History>>,
     exit_code: AtomicU8,
     quiet: AtomicBool,
+    afterword: Mutex<String>,
 }
 
 impl Context {
@@ -32,8 +40,10 @@ impl Context {
             out,
             global,
             broker: OnceCell::new(),
+            history: OnceCell::new(),
             exit_code: AtomicU8::new(0),
             quiet: AtomicBool::new(false),
+            afterword: Mutex::new(String::new()),
         }
     }
 
@@ -46,6 +56,26 @@ impl Context {
     /// Where that broker is.
     pub fn target(&self) -> Result<Target, Error> {
         Target::find(self.global.endpoints.as_deref(), self.global.context.as_deref())
+    }
+
+    /// Keeps what a job looks like now in the history. A history that cannot be written is noted once
+    /// and is no reason to fail.
+    pub async fn saw(&self, job: &Job, submitted: bool) {
+        let Ok(target) = self.target() else { return };
+        let history = self.history.get_or_init(|| async {
+            match history::default_path() {
+                Ok(path) => History::open(&path).await.map_err(|error| self.out.note(error)).ok(),
+                Err(error) => {
+                    self.out.note(error);
+                    None
+                }
+            }
+        });
+        if let Some(history) = history.await
+            && let Err(error) = history.saw(&target.address, job, submitted, self.now()).await
+        {
+            self.out.note(error);
+        }
     }
 
     /// The wall clock.
@@ -89,8 +119,28 @@ impl Context {
         self.exit_code.load(Ordering::Relaxed)
     }
 
+    /// What an error leaves behind, said after it; the last one set counts.
+    pub fn afterword(&self, text: &str) {
+        if let Ok(mut afterword) = self.afterword.lock() {
+            text.clone_into(&mut afterword);
+        }
+    }
+
+    /// Prints an error, unless its story was told already.
+    pub fn tell(&self, error: &Error) {
+        if self.is_quiet() {
+            return;
+        }
+        self.out.error(error);
+        if let Ok(afterword) = self.afterword.lock()
+            && !afterword.is_empty()
+        {
+            self.out.note(&*afterword);
+        }
+    }
+
     /// See [`Self::quietly`].
-    pub fn is_quiet(&self) -> bool {
+    fn is_quiet(&self) -> bool {
         self.quiet.load(Ordering::Relaxed)
     }
 }

@@ -11,7 +11,10 @@ mod cli;
 mod client;
 mod context;
 mod contexts;
+mod history;
+mod jobfile;
 mod output;
+mod push;
 mod verbs;
 
 fn main() -> std::process::ExitCode {

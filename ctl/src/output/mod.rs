@@ -61,6 +61,11 @@ impl Out {
         self.format != Format::Table
     }
 
+    /// Whether only data and errors are wanted.
+    pub fn is_quiet(&self) -> bool {
+        self.quiet
+    }
+
     /// Whether a moving progress bar may be drawn on stderr.
     pub fn may_draw(&self) -> bool {
         !self.quiet && !self.is_json() && io::stderr().is_terminal()

@@ -3,6 +3,7 @@
 pub mod complete;
 pub mod completions;
 pub mod doctor;
+pub mod history;
 pub mod job;
 mod limits;
 pub mod login;
@@ -12,6 +13,7 @@ pub mod project;
 pub mod queue;
 pub mod reduce;
 pub mod results;
+pub mod submit;
 pub mod task;
 pub mod token;
 pub mod watch;

@@ -53,7 +53,7 @@ pub async fn run(ctx: &Context, args: Args) -> Result<(), Error> {
     let job = said(jobs.reduce(request).await)?;
     let id = job.job_id.clone();
     if args.watch {
-        return watch::follow(ctx, &id, None).await;
+        return watch::follow(ctx, &id, watch::Show::Progress, None).await;
     }
     ctx.out.one(&job, || vec![format!("reducing {id} (see it end: coderingctl watch {id})")])
 }

@@ -19,8 +19,13 @@ use crate::{
     client::{Jobs, said},
     context::Context,
     output::{Format, exit},
-    verbs::results::is_binary,
+    verbs::{
+        lost::{FIRST_PAUSE, LONGEST_PAUSE, is_lost},
+        results::is_binary,
+    },
 };
+
+pub use self::words::heading;
 
 /// Show a job's progress until it ends; the exit code is 0 if it succeeded and 1 if not.
 #[derive(Debug, clap::Args)]
@@ -37,20 +42,27 @@ pub struct Args {
 
 /// Runs the verb.
 pub async fn run(ctx: &Context, args: Args) -> Result<(), Error> {
-    follow(ctx, &args.job, args.timeout).await
+    follow(ctx, &args.job, Show::Progress, args.timeout).await
 }
 
-/// The pauses between tries to connect again, and for how long it is tried.
-const FIRST_PAUSE: Duration = Duration::from_millis(200);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// What is shown of a job while it runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Show {
+    /// How far it is, and what happens.
+    Progress,
+    /// Nothing until it ends.
+    End,
+}
+
+/// For how long a lost connection is tried.
 const PATIENCE: Duration = Duration::from_secs(300);
 /// How much of an answer is fetched to show its beginning, and how long that may take.
 const PREVIEW_PATIENCE: Duration = Duration::from_secs(3);
 
 /// Shows the job until it ends, and leaves the exit code that its end asks for.
-pub async fn follow(ctx: &Context, id: &str, patience: Option<Duration>) -> Result<(), Error> {
+pub async fn follow(ctx: &Context, id: &str, show: Show, patience: Option<Duration>) -> Result<(), Error> {
     let mut jobs = ctx.broker().await?.jobs();
-    let mut screen = Screen::new(&ctx.out);
+    let mut screen = Screen::new(&ctx.out, show);
     // Waiting for ever is a week: an Instant beyond its range would be a panic.
     let patience = patience.unwrap_or(Duration::from_secs(7 * 86_400));
     let ended = tokio::select! {
@@ -71,6 +83,7 @@ pub async fn follow(ctx: &Context, id: &str, patience: Option<Duration>) -> Resu
                 .hint(format!("see it again: coderingctl watch {}", shown(id))));
         }
     };
+    ctx.saw(&job, false).await;
     let preview =
         if job.answer_bytes > 0 && !ctx.out.is_json() { preview(&mut jobs, &job).await } else { None };
     match ctx.out.format() {
@@ -128,13 +141,7 @@ enum Ended {
 
 impl From<Status> for Ended {
     fn from(status: Status) -> Self {
-        let lost = match status.code() {
-            tonic::Code::Unavailable | tonic::Code::Cancelled | tonic::Code::Aborted => true,
-            // How a connection that breaks within a message is told.
-            tonic::Code::Unknown | tonic::Code::Internal => from_status(&status).code == Code::Internal,
-            _ => false,
-        };
-        if lost { Self::Lost(status) } else { Self::Failed(from_status(&status)) }
+        if is_lost(&status) { Self::Lost(status) } else { Self::Failed(from_status(&status)) }
     }
 }
 
@@ -149,6 +156,9 @@ async fn once(
     let request = WatchJobRequest { job_id: id.to_owned() };
     let mut events = jobs.watch(request).await?.into_inner();
     while let Some(event) = events.message().await? {
+        if !*heard && let Some(job) = &event.job {
+            ctx.saw(job, false).await;
+        }
         *heard = true;
         if ctx.out.format() == Format::Jsonl {
             ctx.out.json_line(&event).map_err(Ended::Failed)?;

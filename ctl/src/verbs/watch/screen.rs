@@ -6,8 +6,11 @@ use std::time::{Duration, Instant};
 use codering_proto::v1::{JobEvent, JobState};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::words::{done, harmless, progress};
-use crate::output::Out;
+use super::{
+    Show,
+    words::{done, progress},
+};
+use crate::{output::Out, verbs::words::harmless};
 
 /// The longest that a log file goes without a line of progress, while there is some.
 const LINE_EVERY: Duration = Duration::from_secs(10);
@@ -15,27 +18,31 @@ const LINE_EVERY: Duration = Duration::from_secs(10);
 /// Shows events as they come.
 pub struct Screen<'a> {
     out: &'a Out,
+    show: Show,
     bar: Option<ProgressBar>,
     last_line: Option<(Instant, JobState, u64)>,
 }
 
 impl<'a> Screen<'a> {
     /// Chooses by what stderr is.
-    pub fn new(out: &'a Out) -> Self {
-        let bar = out.may_draw().then(|| {
+    pub fn new(out: &'a Out, show: Show) -> Self {
+        let bar = (out.may_draw() && show == Show::Progress).then(|| {
             let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10));
             let style = ProgressStyle::with_template("{bar:24}  {msg}")
                 .unwrap_or_else(|_| ProgressStyle::default_bar());
             bar.set_style(style.progress_chars("█▉▊▋▌▍▎▏ "));
             bar
         });
-        Self { out, bar, last_line: None }
+        Self { out, show, bar, last_line: None }
     }
 
     /// One event.
     pub fn show(&mut self, event: &JobEvent) {
+        if self.show == Show::End {
+            return;
+        }
         for note in &event.notes {
-            self.note(&harmless(note, 300));
+            self.note(&harmless(note));
         }
         let Some(job) = &event.job else { return };
         if let Some(bar) = &self.bar {

@@ -6,7 +6,10 @@ use codering_core::{
 };
 use codering_proto::v1::{Job, JobEvent, JobState};
 
-use crate::output::Style;
+use crate::{
+    output::Style,
+    verbs::words::{brief, harmless},
+};
 
 /// How much of an answer's text is shown.
 const PREVIEW_CHARACTERS: usize = 60;
@@ -81,7 +84,7 @@ pub fn ending(job: &Job, preview: Option<&str>, style: Style) -> Vec<String> {
         ],
     };
     if job.state() == JobState::Failed && !job.message.is_empty() {
-        lines.insert(1, format!("         {}", harmless(&job.message, 300)));
+        lines.insert(1, format!("         {}", harmless(&job.message)));
     }
     if job.answer_bytes > 0 {
         lines.push(format!("answer   {}, {}", shown(&job.answer_name), show_size(job.answer_bytes)));
@@ -97,21 +100,7 @@ pub fn ending(job: &Job, preview: Option<&str>, style: Style) -> Vec<String> {
 /// The beginning of a text on one line.
 fn in_short(text: &str) -> String {
     let joined = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" · ");
-    harmless(&joined, PREVIEW_CHARACTERS)
-}
-
-/// The first characters of a foreign text, without what would move a terminal's cursor.
-pub fn harmless(text: &str, longest: usize) -> String {
-    let clean: String = text
-        .chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .filter(|c| !matches!(c, '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}'))
-        .take(longest + 1)
-        .collect();
-    match clean.char_indices().nth(longest) {
-        Some((end, _)) => format!("{} …", clean[..end].trim_end()),
-        None => clean,
-    }
+    brief(&joined, PREVIEW_CHARACTERS)
 }
 
 fn rate(per_second: f64) -> String {
@@ -171,7 +160,7 @@ mod tests {
             [
                 "done     24 succeeded in 9.3s; 1 retried",
                 "answer   counts.json, 1.2 KB",
-                "         the 12334 · of 9871 ·  [2J (coderingctl results j-01jd8qabcd --answer)",
+                "         the 12334 · of 9871 · \u{fffd}[2J (coderingctl results j-01jd8qabcd --answer)",
             ]
         );
         let tasks = TaskCounts { total: 3, succeeded: 1, failed: 2, ..Default::default() };

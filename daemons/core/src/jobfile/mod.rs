@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde::Deserialize;
 
+pub use array::range as array_range;
 pub use read::explained;
 
 use crate::{

@@ -18,8 +18,6 @@ mod open;
 mod records;
 mod results;
 mod tasks;
-#[cfg(test)]
-mod tests;
 mod writer;
 
 use std::{fs::File, path::Path, sync::Arc};
