@@ -62,3 +62,14 @@ fn binary_tiles_become_the_picture_that_one_process_renders() {
     assert_eq!(ran.code, Some(0), "{}", ran.stderr);
     dev.stop();
 }
+
+#[test]
+fn twenty_seeds_on_two_workers_give_the_recorded_value_of_pi() {
+    let dev = Dev::start(Backend::RabbitMq, 2);
+    let job = dev.submit(&fixture::example("pi"));
+    dev.succeeded(&job, JOB);
+    let answer: serde_json::Value = serde_json::from_slice(&dev.answer(&job)).unwrap();
+    let recorded = std::fs::read(fixture::example("pi").join("expected.json")).unwrap();
+    assert_eq!(answer, serde_json::from_slice::<serde_json::Value>(&recorded).unwrap());
+    dev.stop();
+}
