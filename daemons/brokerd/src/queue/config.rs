@@ -16,6 +16,8 @@ pub struct QueueConfig {
     pub url: Option<String>,
     /// A file that holds the address.
     pub url_file: Option<PathBuf>,
+    /// PEM file of the authorities that `amqps` trusts; Debian's bundle unless given.
+    pub ca_file: Option<PathBuf>,
     /// What the names of queues start with on RabbitMQ, where a virtual host is shared.
     pub prefix: String,
     /// Where the embedded backend keeps `queue.db`; brokerd's own `data_dir` unless given.
@@ -46,6 +48,7 @@ impl Default for QueueConfig {
             backend: None,
             url: None,
             url_file: None,
+            ca_file: None,
             prefix: String::new(),
             data_dir: None,
             max_messages: 5_000_000,
@@ -61,6 +64,7 @@ impl fmt::Debug for QueueConfig {
             .field("backend", &self.chosen())
             .field("url", &self.url.as_ref().map(|_| "(hidden)"))
             .field("url_file", &self.url_file)
+            .field("ca_file", &self.ca_file)
             .field("prefix", &self.prefix)
             .field("data_dir", &self.data_dir)
             .field("max_messages", &self.max_messages)

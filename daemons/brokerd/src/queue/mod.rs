@@ -7,6 +7,7 @@ mod config;
 #[cfg(test)]
 mod conformance;
 mod embedded;
+mod rabbitmq;
 
 use std::sync::Arc;
 
@@ -177,9 +178,6 @@ pub async fn open(config: &QueueConfig) -> Result<SharedQueues> {
             })?;
             embedded::open(directory, config).await
         }
-        Backend::Rabbitmq => {
-            config.address()?;
-            Err(QueueError::Unavailable("this build has no RabbitMQ backend".to_owned()))
-        }
+        Backend::Rabbitmq => rabbitmq::open(config).await,
     }
 }
