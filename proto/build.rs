@@ -52,6 +52,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             "#[derive(serde::Serialize, serde::Deserialize)] #[serde(rename_all = \"snake_case\")]",
         );
     }
+    // As in every other JSON of codering: a string for the shell, or an array of arguments.
+    builder = builder.message_attribute(
+        "codering.v1.Command",
+        "#[serde(from = \"crate::json::Command\", into = \"crate::json::Command\")]",
+    );
+    builder = builder.field_attribute("Task.result", "#[serde(with = \"crate::json::result\")]");
     for (field, with) in ENUM_FIELDS {
         builder = builder.field_attribute(field, format!("#[serde(with = \"crate::json::{with}\")]"));
     }

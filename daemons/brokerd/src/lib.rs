@@ -3,14 +3,19 @@
 //!
 //! - [`auth`]: who is calling, and what they may do.
 //! - [`broker`]: the verbs, the dispatcher, the reconciler; the only place that changes a task.
+//! - [`config`]: what it is told; [`pki`]: its CA and certificates.
 //! - [`ledger`]: jobs, tasks, attempts and results on disk, behind a trait.
 //! - [`metrics`]: every metric's name.
 //! - [`queue`]: RabbitMQ or the embedded queue, behind a trait.
+//! - [`start`]: from the command line to a drained process; open it first.
 //!
 //! It never touches Docker or git, and it never trusts what a queue says over what the ledger says.
 
 pub mod auth;
 pub mod broker;
+pub mod config;
 pub mod ledger;
 pub mod metrics;
+pub mod pki;
 pub mod queue;
+pub mod start;

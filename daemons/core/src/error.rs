@@ -41,6 +41,10 @@ codes! {
         "A message, body or list is over its bound.";
     UnsupportedMediaType, "invalid.media_type", 415, InvalidArgument,
         "The body's content type is not application/json.";
+    MethodNotAllowed, "invalid.method", 405, InvalidArgument,
+        "The route does not take this method.";
+    BodyTooSlow, "invalid.too_slow", 408, DeadlineExceeded,
+        "The body of the call did not come in time.";
     JobUnknownField, "job.unknown_field", 400, InvalidArgument,
         "A job names a key that does not exist.";
     JobInvalid, "job.invalid", 400, InvalidArgument,

@@ -8,6 +8,7 @@ use std::{
 };
 
 use codering_core::{Code, Error};
+use tracing_journald::{Priority, PriorityMappings};
 use tracing_subscriber::{EnvFilter, Registry, layer::SubscriberExt, util::SubscriberInitExt};
 
 /// The variable with the filter, e.g. `debug` or `info,codering_brokerd::queue=trace`.
@@ -27,9 +28,19 @@ pub fn init(daemon: &str) -> Result<(), Error> {
     let journal = if stderr_is_journal() { tracing_journald::layer().ok() } else { None };
     let registry = Registry::default().with(filter);
     let started = match journal {
-        Some(layer) => registry
-            .with(layer.with_field_prefix(Some("CODERING".into())).with_syslog_identifier(daemon.to_owned()))
-            .try_init(),
+        Some(layer) => {
+            // By default an info would be a notice there, and be shown as something out of the ordinary.
+            let priorities = PriorityMappings {
+                info: Priority::Informational,
+                debug: Priority::Debug,
+                ..PriorityMappings::new()
+            };
+            let layer = layer
+                .with_field_prefix(Some("CODERING".into()))
+                .with_syslog_identifier(daemon.to_owned())
+                .with_priority_mappings(priorities);
+            registry.with(layer).try_init()
+        }
         None => {
             let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
             registry

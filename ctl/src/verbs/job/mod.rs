@@ -58,17 +58,14 @@ pub enum Verb {
         #[arg(long, required = true)]
         build: bool,
     },
-    /// Stop what runs of a job and forget what waits; its results stay.
+    /// Stop what runs of a job and drop what waits; its results stay, and a retry takes it up again.
     #[command(after_help = "Examples:\n  \
         coderingctl job cancel j-01jd8q\n  \
-        coderingctl job cancel j-01jd8q --yes")]
+        coderingctl job cancel j-01jd8q --output json | jq .tasks.running")]
     Cancel {
         /// Its id, or any unambiguous beginning of it.
         #[arg(add = complete::jobs())]
         job: String,
-        /// Do not ask.
-        #[arg(long, short)]
-        yes: bool,
     },
     /// Run again what failed or was cancelled of a job, and nothing else.
     #[command(after_help = "Examples:\n  \
@@ -135,7 +132,7 @@ pub async fn run(ctx: &Context, verb: Verb) -> Result<(), Error> {
         }
         Verb::Show { job } => show::run(ctx, job).await,
         Verb::Logs { job, build: _ } => show::build_logs(ctx, job).await,
-        Verb::Cancel { job, yes } => cancel(ctx, job, yes).await,
+        Verb::Cancel { job } => cancel(ctx, job).await,
         Verb::Retry { job } => retry(ctx, job).await,
         Verb::Pause { job } => {
             let request = v1::PauseJobRequest { job_id: job };
@@ -201,23 +198,15 @@ fn row(job: &Job, now: i64) -> Vec<String> {
     ]
 }
 
-async fn cancel(ctx: &Context, job: String, yes: bool) -> Result<(), Error> {
+async fn cancel(ctx: &Context, job: String) -> Result<(), Error> {
     let mut client = ctx.broker().await?.jobs();
-    let found = said(client.get(v1::GetJobRequest { job_id: job }).await)?;
-    let tasks = found.tasks.unwrap_or_default();
-    let id = found.job_id.clone();
-    let question = format!(
-        "cancel {id} {}: stop {} running and drop {} queued tasks?",
-        words::harmless(&found.name),
-        tasks.running,
-        tasks.queued
-    );
-    ctx.confirm(&question, yes)?;
-    let job = said(client.cancel(v1::CancelJobRequest { job_id: id.clone() }).await)?;
-    let running = job.tasks.unwrap_or_default().running;
+    let job = said(client.cancel(v1::CancelJobRequest { job_id: job }).await)?;
+    let id = &job.job_id;
     ctx.out.one(&job, || {
-        let stopping =
-            if running > 0 { format!("; {running} tasks are being stopped") } else { String::new() };
+        let stopping = match job.tasks.unwrap_or_default().running {
+            0 => String::new(),
+            n => format!("; {n} tasks are being stopped"),
+        };
         vec![format!("cancelled  {id}{stopping} (take it up again: coderingctl job retry {id})")]
     })
 }

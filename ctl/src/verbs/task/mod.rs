@@ -137,7 +137,7 @@ pub async fn run(ctx: &Context, verb: Verb) -> Result<(), Error> {
             let request = v1::RetryTaskRequest { job_id: task.job, task_id: task.task };
             let task = said(ctx.broker().await?.jobs().retry_task(request).await)?;
             let name = format!("{}/{}", task.job_id, task.task_id);
-            ctx.out.one(&show::Whole::from(task), || {
+            ctx.out.one(&task, || {
                 vec![format!("retried  {name} (see it run: coderingctl task logs {name} --follow)")]
             })
         }
@@ -152,7 +152,7 @@ async fn cancel(ctx: &Context, task: TaskName) -> Result<(), Error> {
         TaskState::Done => format!("cancelled  {name} (run it all the same: coderingctl task retry {name})"),
         _ => format!("cancelling  {name}: {} was told to stop it", task.worker),
     };
-    ctx.out.one(&show::Whole::from(task), || vec![line])
+    ctx.out.one(&task, || vec![line])
 }
 
 async fn list(
@@ -192,10 +192,8 @@ async fn list(
         ctx.out.note("no such task");
     }
     let now = ctx.now();
-    let tasks: Vec<_> = tasks.into_iter().map(show::Whole::from).collect();
-    ctx.out.list(&tasks, &["TASK", "STATE", "ATTEMPT", "WORKER", "SINCE", "COMMAND"], |task| {
-        row(&task.task, now)
-    })?;
+    ctx.out
+        .list(&tasks, &["TASK", "STATE", "ATTEMPT", "WORKER", "SINCE", "COMMAND"], |task| row(task, now))?;
     if !token.is_empty() {
         ctx.out.note(format!("there are more: --all, or go on with --page {token}"));
     }

@@ -1,8 +1,7 @@
 //! `task show`: the command, every try, the result.
 
-use codering_core::{Error, message::DoneMessage, units::show_duration};
+use codering_core::{Error, units::show_duration};
 use codering_proto::v1::{self, Task, TaskState};
-use serde::Serialize;
 
 use super::TaskName;
 use crate::{
@@ -11,30 +10,11 @@ use crate::{
     verbs::{job::story, words},
 };
 
-/// A task as ctl's JSON shows it: the result in the form of the done queue, where text is text.
-#[derive(Serialize)]
-pub struct Whole {
-    /// The task without its result.
-    #[serde(flatten)]
-    pub task: Task,
-    /// Its result.
-    #[serde(rename = "result", skip_serializing_if = "Option::is_none")]
-    pub done: Option<DoneMessage>,
-}
-
-impl From<Task> for Whole {
-    fn from(mut task: Task) -> Self {
-        let result = task.result.take().and_then(|wire| codering_core::TaskResult::try_from(wire).ok());
-        Self { task, done: result.as_ref().map(DoneMessage::from) }
-    }
-}
-
 /// Runs the verb.
 pub async fn run(ctx: &Context, name: TaskName) -> Result<(), Error> {
     let request = v1::GetTaskRequest { job_id: name.job, task_id: name.task };
     let task = said(ctx.broker().await?.jobs().get_task(request).await)?;
-    let lines = lines(&task, ctx.now());
-    ctx.out.one(&Whole::from(task), || lines)
+    ctx.out.one(&task, || lines(&task, ctx.now()))
 }
 
 fn lines(task: &Task, now: i64) -> Vec<String> {

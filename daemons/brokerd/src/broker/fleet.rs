@@ -84,6 +84,20 @@ impl Fleet {
         self.lock().get(worker).is_some_and(|c| c.cancelled.contains(token))
     }
 
+    /// Ends the streams of workers that were not heard of for so long: a stream may look alive while its other end
+    /// is gone, and such a worker must get nothing new.
+    pub(super) fn close_silent(&self, longest: std::time::Duration) -> Vec<(WorkerName, u64)> {
+        let mut fleet = self.lock();
+        let silent = fleet.extract_if(|_, connected| connected.last_seen.elapsed() > longest);
+        silent
+            .map(|(name, connected)| {
+                tracing::warn!(worker = %name, "a worker was silent for longer than a lease; its stream is ended");
+                connected.closed.cancel();
+                (name, connected.session)
+            })
+            .collect()
+    }
+
     fn forget_cancelled(&self, worker: &WorkerName, token: &LeaseToken) {
         if let Some(connected) = self.lock().get_mut(worker) {
             connected.cancelled.remove(token);

@@ -126,7 +126,7 @@ impl Leases {
 const TICK: Duration = Duration::from_millis(500);
 
 impl Broker {
-    /// Ends leases that were not renewed.
+    /// Ends the streams of silent workers, and leases that were not renewed.
     pub(super) async fn expire_leases(self) {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -134,6 +134,9 @@ impl Broker {
             tokio::select! {
                 _ = tick.tick() => {}
                 () = self.stop.cancelled() => return,
+            }
+            for (worker, session) in self.fleet.close_silent(self.settings.lease) {
+                self.scheduler().leave(&worker, session);
             }
             for token in self.leases.expired(Instant::now()) {
                 self.expire(&token, "the worker was lost: it did not renew its lease").await;

@@ -4,6 +4,8 @@
 //! key and by page, batched writes, and compare-and-set on *one* task's row ([`Ledger::swap_task`]).
 //! Nothing needs a transaction over two tasks; every counter is derived.
 
+#[cfg(test)]
+mod conformance;
 mod rows;
 mod sqlite;
 
@@ -31,7 +33,7 @@ pub const PAGE_BYTES: usize = 8 << 20;
 
 /// Why a call did not do what it should. "Failed" and "unknown" are different answers: after the first
 /// nothing was recorded, after the second it may have been.
-#[derive(Debug, Clone, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LedgerError {
     /// Certainly not recorded.
     #[error("the ledger cannot be used: {0}")]

@@ -81,7 +81,12 @@ impl Document<'_> {
         let error = invalid(format!("unknown key `{}`{what}", shown(name))).at(self.place(offset));
         let beside = self.known.iter().filter_map(|k| below(above, &k.path)?.split('.').next());
         // Written under the wrong table, it is still known by its last name.
-        let elsewhere = || self.known.iter().find(|k| k.path.rsplit('.').next() == Some(name));
+        let last = |key: &Key| key.path.rsplit('.').next().map(str::to_owned).unwrap_or_default();
+        let elsewhere = || {
+            let names: Vec<_> = self.known.iter().map(last).collect();
+            let meant = nearest(name, names.iter().map(String::as_str))?;
+            self.known.iter().find(|key| last(key) == meant)
+        };
         match nearest(name, beside) {
             Some(meant) => error.hint(format!("did you mean `{meant}`?")),
             None => match elsewhere() {

@@ -128,8 +128,8 @@ fn an_unknown_key_is_refused_with_its_line_and_the_nearest_known_one() {
         "sample.toml:4: unknown key `lisen` in [grpc] (did you mean `listen`?)"
     );
     assert_eq!(
-        Files::new("listen = 'x'").error(&[]),
-        "sample.toml:1: unknown key `listen` (did you mean `grpc.listen`?)"
+        Files::new("lisen = 'x'").error(&[]),
+        "sample.toml:1: unknown key `lisen` (did you mean `grpc.listen`?)"
     );
     assert_eq!(Files::new("zzzzzz = 1").error(&[]), "sample.toml:1: unknown key `zzzzzz`");
     assert_eq!(

@@ -145,6 +145,32 @@ async fn the_drain_lets_an_answer_finish_and_takes_no_new_connection() {
 }
 
 #[tokio::test]
+async fn what_is_still_under_way_at_the_deadline_is_dropped() {
+    let bounds = Bounds { header: Duration::from_secs(3600), ..Bounds::default() };
+    let entered = Arc::new(tokio::sync::Notify::new());
+    let told = entered.clone();
+    let router = Router::new().route(
+        "/",
+        get(async move || {
+            told.notify_one();
+            std::future::pending::<()>().await
+        }),
+    );
+    let listener = bind("127.0.0.1:0".parse().expect("an address")).await.expect("bound");
+    let mut stream = TcpStream::connect(listener.local_addr().expect("bound")).await.expect("connected");
+    let shutdown = Shutdown::new(Duration::from_millis(200));
+    let task = tokio::spawn(serve(listener, None, router, bounds, shutdown.clone()));
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.expect("written");
+    entered.notified().await;
+    let start = Instant::now();
+    shutdown.begin();
+    tokio::time::timeout(Duration::from_secs(5), task).await.expect("ended").expect("no panic");
+    assert!(start.elapsed() >= Duration::from_millis(200), "it was not given its time");
+    let left = stream.read(&mut [0; 64]).await;
+    assert!(matches!(left, Ok(0) | Err(_)), "{left:?}");
+}
+
+#[tokio::test]
 async fn a_port_that_is_taken_is_named_with_a_cure() {
     let server = server(Bounds::default(), true).await;
     let error = bind(server.address).await.expect_err("taken").to_string();

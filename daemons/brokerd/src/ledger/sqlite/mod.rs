@@ -18,6 +18,8 @@ mod open;
 mod records;
 mod results;
 mod tasks;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 use std::{fs::File, path::Path, sync::Arc};

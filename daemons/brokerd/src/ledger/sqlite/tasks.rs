@@ -102,7 +102,7 @@ pub(super) async fn unpublished(
     let mut tasks: Vec<Task> = Vec::new();
     for head in heads {
         // What the jobs so far have is older than all that the others have.
-        if tasks.len() >= limit && due(&tasks[limit - 1]) <= head.first {
+        if tasks.len() >= limit && due(&tasks[limit - 1]) < head.first {
             break;
         }
         let query = sqlx::query(select_tasks!(
