@@ -1,6 +1,7 @@
 //! codering's broker. It keeps the promise that an acknowledged submit is never lost: the ledger is the
 //! truth, a queue is how work waits, a lease is how it is held.
 //!
+//! - [`api`]: gRPC and REST over the verbs, and the table of who may call what.
 //! - [`auth`]: who is calling, and what they may do.
 //! - [`broker`]: the verbs, the dispatcher, the reconciler; the only place that changes a task.
 //! - [`config`]: what it is told; [`pki`]: its CA and certificates.
@@ -11,6 +12,7 @@
 //!
 //! It never touches Docker or git, and it never trusts what a queue says over what the ledger says.
 
+pub mod api;
 pub mod auth;
 pub mod broker;
 pub mod config;

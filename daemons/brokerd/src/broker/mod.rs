@@ -149,7 +149,7 @@ pub fn now() -> Millis {
 }
 
 /// What should not happen: the code says so, the log has the rest.
-fn internal(error: impl std::fmt::Display) -> Error {
+pub(crate) fn internal(error: impl std::fmt::Display) -> Error {
     Error::new(Code::Internal, error.to_string())
 }
 

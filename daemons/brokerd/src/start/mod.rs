@@ -24,6 +24,7 @@ use prometheus_client::registry::Registry;
 use tokio::task::JoinSet;
 
 use crate::{
+    api::{self, Api},
     auth::Auth,
     broker::Broker,
     config::Config,
@@ -113,7 +114,8 @@ async fn run(config: Config) -> Result<(), Error> {
     // RabbitMQ may be away: submits are recorded all the same, and published when it is back.
     drop(queue_known);
 
-    let grpc = tonic::service::Routes::default().into_axum_router();
+    let api = Api::new(broker.clone(), auth, shutdown.clone());
+    let grpc = api::grpc::router(&api);
     let rest = health::router(readiness.clone(), Arc::new(registry));
     let addresses = (grpc_listener.local_addr(), rest_listener.local_addr());
     let mut servers = JoinSet::new();

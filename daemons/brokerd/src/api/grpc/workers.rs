@@ -1,0 +1,184 @@
+//! `codering.v1.Workers`: what people ask about them, and what workers themselves call.
+
+use std::time::Duration;
+
+use codering_core::{Code, Error, LeaseToken};
+use codering_proto::{
+    convert::id,
+    v1::{self, from_worker, workers_server::Workers},
+};
+use futures::{Stream, StreamExt, TryStreamExt, stream};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic::{Request, Response, Status, Streaming, async_trait};
+
+use super::{Answers, next, opened, refused, streamed, unary};
+use crate::{
+    api::{follow, views},
+    broker::{Session, Speaker},
+};
+
+/// For a new stream's first message.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// See the module.
+#[derive(Debug, Clone, Copy)]
+pub struct Service;
+
+#[async_trait]
+impl Workers for Service {
+    type AttachStream = Answers<v1::ToWorker>;
+    type InputStream = Answers<v1::InputChunk>;
+
+    async fn list(
+        &self,
+        request: Request<v1::ListWorkersRequest>,
+    ) -> Result<Response<v1::ListWorkersResponse>, Status> {
+        unary(request, |call, _| async move {
+            let workers = call.everywhere()?.workers().await?;
+            Ok(v1::ListWorkersResponse { workers: workers.into_iter().map(views::worker).collect() })
+        })
+        .await
+    }
+
+    async fn get(&self, request: Request<v1::GetWorkerRequest>) -> Result<Response<v1::Worker>, Status> {
+        unary(request, |call, asked| async move {
+            Ok(views::worker(call.everywhere()?.worker(&id(&asked.name, "name")?).await?))
+        })
+        .await
+    }
+
+    async fn pause(&self, request: Request<v1::PauseWorkerRequest>) -> Result<Response<v1::Worker>, Status> {
+        unary(request, |call, asked| async move {
+            Ok(views::worker(call.everywhere()?.pause_worker(&id(&asked.name, "name")?, true).await?))
+        })
+        .await
+    }
+
+    async fn resume(
+        &self,
+        request: Request<v1::ResumeWorkerRequest>,
+    ) -> Result<Response<v1::Worker>, Status> {
+        unary(request, |call, asked| async move {
+            Ok(views::worker(call.everywhere()?.pause_worker(&id(&asked.name, "name")?, false).await?))
+        })
+        .await
+    }
+
+    async fn revoke(
+        &self,
+        request: Request<v1::RevokeWorkerRequest>,
+    ) -> Result<Response<v1::Worker>, Status> {
+        unary(request, |call, asked| async move {
+            Ok(views::worker(call.everywhere()?.revoke_worker(&id(&asked.name, "name")?).await?))
+        })
+        .await
+    }
+
+    async fn enroll(
+        &self,
+        request: Request<v1::EnrollRequest>,
+    ) -> Result<Response<v1::EnrollResponse>, Status> {
+        unary(request, |call, asked| async move {
+            let worker = id(&asked.worker, "worker")?;
+            let from = call.peer().address;
+            let enrolled = call.enrolment()?.enroll(&asked.join_token, worker, &asked.csr_pem, from).await?;
+            Ok(v1::EnrollResponse {
+                certificate_pem: enrolled.certificate_pem,
+                ca_pem: enrolled.ca_pem,
+                expires_at_ms: enrolled.expires_at,
+            })
+        })
+        .await
+    }
+
+    async fn attach(
+        &self,
+        request: Request<Streaming<v1::FromWorker>>,
+    ) -> Result<Response<Self::AttachStream>, Status> {
+        let (call, mut from) = opened(request)?;
+        let (broker, name) = call.worker().map_err(refused)?;
+        let hello = hello(&mut from).await.map_err(refused)?;
+        let session = broker.attach(name.clone(), hello).await.map_err(refused)?;
+        let gone = CancellationToken::new();
+        tokio::spawn(listen(session.speaker(), from, gone.clone()));
+        Ok(Response::new(speak(session, gone).map(Ok).boxed()))
+    }
+
+    async fn report(
+        &self,
+        request: Request<v1::AttemptReport>,
+    ) -> Result<Response<v1::ReportReceived>, Status> {
+        unary(request, |call, report| async move {
+            let (broker, name) = call.worker()?;
+            let token = report.token.clone();
+            Ok(v1::ReportReceived { token, recorded: broker.report(name, report).await? })
+        })
+        .await
+    }
+
+    async fn pin_commit(
+        &self,
+        request: Request<v1::PinCommitRequest>,
+    ) -> Result<Response<v1::PinCommitResponse>, Status> {
+        unary(request, |call, asked| async move {
+            let (broker, name) = call.worker()?;
+            let token: LeaseToken = id(&asked.token, "token")?;
+            Ok(v1::PinCommitResponse { commit: broker.pin_commit(name, &token, &asked.commit).await? })
+        })
+        .await
+    }
+
+    async fn input(&self, request: Request<v1::InputRequest>) -> Result<Response<Self::InputStream>, Status> {
+        streamed(request, |call, asked| async move {
+            let (broker, name) = call.worker()?;
+            let pages = broker.reduce_input(name, &id(&asked.token, "token")?)?;
+            // A page may be larger than a message.
+            let chunks = pages.map_ok(|page| follow::pieces(page.into()).map(Ok)).try_flatten();
+            Ok(chunks.map_ok(|data| v1::InputChunk { data }))
+        })
+        .await
+    }
+}
+
+async fn hello(from: &mut Streaming<v1::FromWorker>) -> Result<v1::Hello, Error> {
+    let first = tokio::time::timeout(HELLO_TIMEOUT, next(from))
+        .await
+        .map_err(|_| Error::new(Code::TimedOut, "no hello came"))??;
+    match first.and_then(|first| first.message) {
+        Some(from_worker::Message::Hello(hello)) => Ok(hello),
+        _ => Err(Error::new(Code::InvalidInput, "a worker's stream begins with a hello")),
+    }
+}
+
+/// Takes what the worker says until one of the two directions ends. A message that is being handled is handled to its
+/// end: a result that the ledger has must reach the rest of the broker.
+async fn listen(speaker: Speaker, mut from: Streaming<v1::FromWorker>, gone: CancellationToken) {
+    let _tells_the_other_direction = gone.clone().drop_guard();
+    loop {
+        let message = tokio::select! {
+            message = next(&mut from) => message,
+            () = gone.cancelled() => return,
+        };
+        match message {
+            Ok(Some(message)) => {
+                if let Err(error) = speaker.handle(message).await {
+                    tracing::warn!(%error, "a worker's message was of no use");
+                }
+            }
+            Ok(None) => return,
+            Err(error) => return tracing::debug!(%error, "a worker's stream broke"),
+        }
+    }
+}
+
+/// What the worker is told, until one of the two directions ends. Dropped with the answer, it ends the other.
+fn speak(session: Session, gone: CancellationToken) -> impl Stream<Item = v1::ToWorker> + Send {
+    let guard: DropGuard = gone.clone().drop_guard();
+    stream::unfold((session, gone, guard), async |(mut session, gone, guard)| {
+        let message = tokio::select! {
+            message = session.next() => message?,
+            () = gone.cancelled() => return None,
+        };
+        Some((message, (session, gone, guard)))
+    })
+}
