@@ -97,7 +97,8 @@ impl Broker {
             }
             for project in projects {
                 match self.publish_batch(&project).await {
-                    Ok(published) if published == BATCH as usize => self.outbox.ring(&project),
+                    // A page also ends after some megabytes: only an empty one is the last.
+                    Ok(published) if published > 0 => self.outbox.ring(&project),
                     Ok(_) => {}
                     Err(error) => {
                         tracing::warn!(project = %project, %error, "tasks wait in the ledger until they can be queued");
@@ -142,7 +143,7 @@ impl Broker {
         let mut rung = self.outbox.watch_results();
         while !self.stop.is_cancelled() {
             let wait = match self.publish_result_batch().await {
-                Ok(published) if published == BATCH as usize => continue,
+                Ok(published) if published > 0 => continue,
                 Ok(_) => Duration::from_secs(30),
                 Err(error) => {
                     tracing::warn!(%error, "results wait in the ledger until they can be queued");
@@ -171,7 +172,7 @@ impl Broker {
             if self.projects.get(&result.project).is_some() {
                 self.put_making(&done, Message::new(body)).await?;
             }
-            Ok(codering_core::TaskKey { job: result.job, task: result.task })
+            Ok((codering_core::TaskKey { job: result.job, task: result.task }, result.attempt))
         });
         let keys: Vec<Result<_, Error>> = stream::iter(work).buffer_unordered(BATCH as usize).collect().await;
         let (done, failed): (Vec<_>, Vec<_>) = keys.into_iter().partition(Result::is_ok);

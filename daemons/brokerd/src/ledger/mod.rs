@@ -177,8 +177,8 @@ pub trait Ledger: Send + Sync + 'static {
     /// Recorded results not yet marked as published to the done queue, oldest first; a page as above.
     async fn unpublished_results(&self, limit: u32) -> Result<Vec<TaskResult>>;
 
-    /// Marks results as published.
-    async fn mark_results_published(&self, keys: Vec<TaskKey>) -> Result<()>;
+    /// Marks results as published, each by its attempt: one that was recorded since is another result.
+    async fn mark_results_published(&self, results: Vec<(TaskKey, u32)>) -> Result<()>;
 
     /// The attempts that ended, oldest first.
     async fn attempts(&self, key: &TaskKey) -> Result<Vec<Attempt>>;

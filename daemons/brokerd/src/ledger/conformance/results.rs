@@ -38,7 +38,11 @@ pub(super) async fn suite(ledger: &dyn Ledger) {
     complete_with_nothing(ledger, &job, 1).await;
     assert_eq!(ours().await.iter().map(|result| result.task.as_str()).collect::<Vec<_>>(), ["0", "1"]);
     assert_eq!(ours().await[0], full);
-    let marked = vec![key.clone(), super::key(&job, 2), super::key(&super::job("results", 899), 0)];
+    let of_another_attempt = vec![(key.clone(), full.attempt + 1)];
+    ledger.mark_results_published(of_another_attempt).await.unwrap();
+    assert_eq!(ours().await.len(), 2, "a mark for another attempt is not for this result");
+    let nowhere = super::key(&super::job("results", 899), 0);
+    let marked = vec![(key.clone(), full.attempt), (super::key(&job, 2), 1), (nowhere, 1)];
     ledger.mark_results_published(marked).await.unwrap();
     assert_eq!(ours().await.iter().map(|result| result.task.as_str()).collect::<Vec<_>>(), ["1"]);
     ledger.mark_results_published(Vec::new()).await.unwrap();

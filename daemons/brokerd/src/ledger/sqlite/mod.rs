@@ -212,10 +212,10 @@ impl Ledger for SqliteLedger {
         results::unpublished(&self.readers, limit).await.map_err(failed)
     }
 
-    async fn mark_results_published(&self, keys: Vec<TaskKey>) -> Result<()> {
-        let weight = keys.len();
+    async fn mark_results_published(&self, results: Vec<(TaskKey, u32)>) -> Result<()> {
+        let weight = results.len();
         self.writer
-            .write_heavy(keys, weight, |keys, batch| Box::pin(results::mark_published(batch, keys)))
+            .write_heavy(results, weight, |results, batch| Box::pin(results::mark_published(batch, results)))
             .await
     }
 

@@ -91,14 +91,16 @@ pub(super) async fn unpublished(readers: &SqlitePool, limit: u32) -> sqlx::Resul
     Ok(results.into_iter().map(|(_, result)| result).collect())
 }
 
-pub(super) async fn mark_published(batch: &mut Batch, keys: &[TaskKey]) -> sqlx::Result<()> {
-    let keys: Vec<[&str; 2]> = keys.iter().map(|key| [key.job.as_str(), key.task.as_str()]).collect();
+pub(super) async fn mark_published(batch: &mut Batch, results: &[(TaskKey, u32)]) -> sqlx::Result<()> {
+    let which: Vec<_> =
+        results.iter().map(|(key, attempt)| (key.job.as_str(), key.task.as_str(), attempt)).collect();
     sqlx::query(
         "DELETE FROM unpublished_results WHERE task IN (
             SELECT t.number FROM json_each(?) e CROSS JOIN jobs j ON j.id = e.value ->> 0
-            CROSS JOIN tasks t ON t.job = j.number AND t.id = e.value ->> 1)",
+            CROSS JOIN tasks t ON t.job = j.number AND t.id = e.value ->> 1
+            CROSS JOIN results r ON r.task = t.number AND r.attempt = e.value ->> 2)",
     )
-    .bind(json(&keys)?)
+    .bind(json(&which)?)
     .execute(&mut batch.connection)
     .await
     .map(drop)
