@@ -96,7 +96,8 @@ fn the_sample_shows_the_defaults() {
     let mut file: File = toml::from_str(&sample()).expect("parses");
     // What has no default is shown by an example.
     file.tls = file::Tls::default();
-    (file.queue.url, file.queue.url_file, file.queue.data_dir) = (None, None, None);
+    let q = &mut file.queue;
+    (q.url, q.url_file, q.ca_file, q.data_dir) = (None, None, None, None);
     let (shown, default) = (Config::check(file).expect("valid"), check("").expect("valid"));
     assert_eq!(format!("{shown:?}"), format!("{default:?}"));
 }
