@@ -45,6 +45,8 @@ pub struct Global {
 /// The verbs.
 #[derive(Debug, Subcommand)]
 enum Verb {
+    /// Run a broker and workers of your own here, until Ctrl-C.
+    Dev(Box<verbs::dev::Args>),
     /// Submit a job.
     Submit(Box<verbs::submit::Args>),
     /// Show a job's progress until it ends.
@@ -86,6 +88,7 @@ enum Verb {
 impl Verb {
     async fn run(self, ctx: &Context) -> Result<(), Error> {
         match self {
+            Self::Dev(args) => verbs::dev::run(ctx, *args).await,
             Self::Submit(args) => verbs::submit::run(ctx, *args).await,
             Self::Watch(args) => verbs::watch::run(ctx, args).await,
             Self::Results(args) => verbs::results::run(ctx, args).await,

@@ -86,17 +86,25 @@ impl Target {
             .map_err(|error| wrong(format!("not an endpoints file: line {}", error.line())))?;
         // A relative path means beside the file, so that the directory may move.
         let ca = path.parent().unwrap_or(Path::new(".")).join(&found.ca);
-        let ca_pem = fs::read_to_string(&ca)
-            .map_err(|error| wrong(format!("its ca {} cannot be read: {error}", ca.display())))?;
+        Self::of(&Endpoints { ca, ..found }, &place)
+    }
+
+    /// As endpoints say; `label` names them in messages.
+    pub fn of(found: &Endpoints, label: &str) -> Result<Self, Error> {
+        let ca_pem = fs::read_to_string(&found.ca).map_err(|error| {
+            Error::new(Code::ConfigInvalid, format!("its ca {} cannot be read: {error}", found.ca.display()))
+                .at(label)
+        })?;
         let address = found.grpc.strip_prefix("https://").unwrap_or(&found.grpc);
+        let git_root = found.git_root.as_deref().and_then(|url| url.strip_prefix("file://"));
         Ok(Self {
-            label: place.clone(),
+            label: label.to_owned(),
             address: address.trim_end_matches('/').to_owned(),
             ca_pem,
-            token: found.token,
-            git_root: found.git_root.and_then(|url| url.strip_prefix("file://").map(PathBuf::from)),
-            project: found.project,
-            rest: Some(found.rest),
+            token: found.token.clone(),
+            git_root: git_root.map(PathBuf::from),
+            project: found.project.clone(),
+            rest: Some(found.rest.clone()),
             context: None,
         })
     }

@@ -2,6 +2,7 @@
 
 pub mod complete;
 pub mod completions;
+pub mod dev;
 pub mod doctor;
 pub mod history;
 pub mod job;
