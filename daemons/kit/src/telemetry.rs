@@ -25,6 +25,9 @@ pub fn init(daemon: &str) -> Result<(), Error> {
             .at(FILTER_VARIABLE)
             .hint("for example `info` or `warn,codering_brokerd=debug`")
     })?;
+    // lapin warns of a returned message with its whole body, which is a user's.
+    let bodies = "lapin::returned_messages=off".parse();
+    let filter = bodies.into_iter().fold(filter, EnvFilter::add_directive);
     let journal = if stderr_is_journal() { tracing_journald::layer().ok() } else { None };
     let registry = Registry::default().with(filter);
     let started = match journal {

@@ -2,16 +2,18 @@
 //! next group: alone, a call waits for its own fsync only; under load, some 256 share one.
 
 use std::{
-    collections::BTreeMap,
     sync::{Arc, PoisonError},
-    time::{SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use codering_core::QueueName;
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
 
 use super::{
-    STEP_MESSAGES, Shared,
+    Shared,
     books::{Account, Books, Bounds},
     settle::{Row, Taken},
     store::Store,
@@ -20,10 +22,12 @@ use crate::queue::{DELIVERY_LIMIT, Delivery, Message, QueueError, Result};
 
 /// The most operations of one group.
 const GROUP: usize = 256;
+/// How long the writer is idle before it looks whether a failure is over.
+const PROBE: Duration = Duration::from_secs(1);
 
 type Reply<T> = oneshot::Sender<Result<T>>;
-type Answer = Box<dyn FnOnce() + Send>;
-type Sql<T> = std::result::Result<T, sqlx::Error>;
+pub(super) type Answer = Box<dyn FnOnce() + Send>;
+pub(super) type Sql<T> = std::result::Result<T, sqlx::Error>;
 
 /// What a step of a long operation did.
 #[derive(Debug)]
@@ -66,11 +70,11 @@ impl Op {
 
 /// See the module.
 pub(super) struct Writer {
-    store: Store,
-    books: Books,
-    bounds: Bounds,
-    next_id: i64,
-    shared: Arc<Shared>,
+    pub(super) store: Store,
+    pub(super) books: Books,
+    pub(super) bounds: Bounds,
+    pub(super) next_id: i64,
+    pub(super) shared: Arc<Shared>,
     waiting: mpsc::Receiver<Op>,
     /// For the deliveries handed out; weak, so that the last handle's drop ends the writer.
     ops: mpsc::WeakSender<Op>,
@@ -79,7 +83,7 @@ pub(super) struct Writer {
     rang: bool,
 }
 
-fn answer<T: Send + 'static>(reply: Reply<T>, value: Result<T>) -> Answer {
+pub(super) fn answer<T: Send + 'static>(reply: Reply<T>, value: Result<T>) -> Answer {
     // A caller that went away needs no answer; a delivery in it returns to its queue by being dropped.
     Box::new(move || drop(reply.send(value)))
 }
@@ -103,7 +107,15 @@ impl Writer {
 
     pub(super) async fn run(mut self) {
         let mut group = Vec::with_capacity(GROUP);
-        while let Some(first) = self.waiting.recv().await {
+        loop {
+            let first = match timeout(PROBE, self.waiting.recv()).await {
+                Ok(Some(first)) => first,
+                Ok(None) => break,
+                Err(_) => {
+                    self.probe().await;
+                    continue;
+                }
+            };
             group.push(first);
             // Lets those who were just answered put their next call into this group.
             tokio::task::yield_now().await;
@@ -165,6 +177,21 @@ impl Writer {
         }
     }
 
+    /// Looks whether a failure is over: callers may wait for that before they call again.
+    async fn probe(&mut self) {
+        if self.shared.failure().is_none() {
+            return;
+        }
+        match self.recover().await {
+            Ok(()) => {
+                tracing::info!("queue.db can be written again");
+                self.shared.set_failure(None);
+                self.shared.bell.send_modify(|count| *count += 1);
+            }
+            Err(_) => self.store.roll_back().await,
+        }
+    }
+
     /// After a failure: gives back what was settled in vain and counts anew.
     async fn recover(&mut self) -> Sql<()> {
         if self.shared.failure().is_none() {
@@ -215,7 +242,7 @@ impl Writer {
         Ok(answers)
     }
 
-    async fn settle(&mut self, acked: &[Row], released: &[Row]) -> Sql<()> {
+    pub(super) async fn settle(&mut self, acked: &[Row], released: &[Row]) -> Sql<()> {
         if !acked.is_empty() {
             self.store.remove(acked.iter().map(|row| row.id)).await?;
         }
@@ -316,128 +343,7 @@ impl Writer {
         Ok(Ok(deliveries))
     }
 
-    async fn other(&mut self, op: Op) -> Sql<Answer> {
-        Ok(match op {
-            Op::Reject { row, reason, reply } => {
-                let buried = self.bury(row, &reason).await?;
-                if buried.is_err() {
-                    self.settle(&[], &[row]).await?;
-                }
-                answer(reply, buried)
-            }
-            Op::Create { queue, reply } => {
-                let new = self.books.id(&queue).is_none();
-                self.ensure(&queue).await?;
-                answer(reply, Ok(new))
-            }
-            Op::Delete { queue, reply } => {
-                if let Some(id) = self.books.id(&queue) {
-                    self.store.unname(id).await?;
-                    self.books.close(id);
-                    self.shared.depths.lock().unwrap_or_else(PoisonError::into_inner).remove(&queue);
-                }
-                answer(reply, Ok(()))
-            }
-            Op::Sweep { reply } => answer(reply, Ok(self.store.sweep(STEP_MESSAGES).await?)),
-            Op::Purge { queue, last, reply } => {
-                let purged = self.purge(&queue, last.unwrap_or(self.next_id)).await?;
-                answer(reply, purged)
-            }
-            Op::RequeueDead { queue, ids, last, reply } => {
-                let moved = self.requeue_dead(&queue, ids.as_deref(), last.unwrap_or(0)).await?;
-                answer(reply, moved)
-            }
-            Op::Put { .. } | Op::Ack { .. } | Op::Release { .. } | Op::Take { .. } | Op::Close { .. } => {
-                Box::new(|| ())
-            }
-        })
-    }
-
-    async fn ensure(&mut self, queue: &QueueName) -> Sql<i64> {
-        if let Some(id) = self.books.id(queue) {
-            return Ok(id);
-        }
-        let id = self.store.create(queue).await?;
-        self.books.open(id, Account { name: queue.clone(), messages: 0, taken: 0, bytes: 0 });
-        Ok(id)
-    }
-
-    /// Moves a taken message to its project's dead letters.
-    async fn bury(&mut self, row: Row, why: &str) -> Sql<Result<()>> {
-        let Some(from) = self.books.get(row.queue).map(|account| account.name.clone()) else {
-            return Ok(Ok(()));
-        };
-        let dead = self.ensure(&QueueName::dead(&from.project())).await?;
-        if dead != row.queue
-            && let Err(full) = self.books.room(dead, 1, row.bytes, self.bounds)
-        {
-            return Ok(Err(full));
-        }
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
-        let now = i64::try_from(now).unwrap_or(i64::MAX);
-        self.store.bury(row.id, dead, &from, why, now).await?;
-        if let Some(account) = self.books.change(row.queue) {
-            account.taken = account.taken.saturating_sub(1);
-            account.remove(1, row.bytes);
-        }
-        if let Some(account) = self.books.change(dead) {
-            account.add(1, row.bytes);
-        }
-        Ok(Ok(()))
-    }
-
-    async fn purge(&mut self, queue: &QueueName, last: i64) -> Sql<Result<Step>> {
-        let id = match self.books.known(queue) {
-            Ok(id) => id,
-            Err(error) => return Ok(Err(error)),
-        };
-        let (moved, bytes) = self.store.drop_head(id, STEP_MESSAGES, last).await?;
-        if let Some(account) = self.books.change(id) {
-            account.remove(moved, bytes);
-        }
-        Ok(Ok(Step { moved, more: moved >= STEP_MESSAGES.unsigned_abs(), last }))
-    }
-
-    async fn requeue_dead(&mut self, queue: &QueueName, ids: Option<&[i64]>, last: i64) -> Sql<Result<Step>> {
-        let Some(dead) = self.books.id(queue) else {
-            return Ok(Ok(Step { moved: 0, more: false, last }));
-        };
-        let rows = self.store.dead(dead, ids, last, STEP_MESSAGES).await?;
-        let more = rows.len() as u64 >= STEP_MESSAGES.unsigned_abs();
-        let last = rows.last().map_or(last, |row| row.id);
-        let mut by_queue: BTreeMap<String, (Vec<i64>, u64)> = BTreeMap::new();
-        for row in rows {
-            let group = by_queue.entry(row.from).or_default();
-            group.0.push(row.id);
-            group.1 += row.bytes;
-        }
-        let (mut moved, mut refused) = (0, None);
-        for (name, (ids, bytes)) in by_queue {
-            let Ok(name) = QueueName::new(name) else { continue };
-            let count = ids.len() as u64;
-            let fits = self.books.known(&name);
-            match fits.and_then(|id| self.books.room(id, count, bytes, self.bounds).map(|()| id)) {
-                Ok(id) => {
-                    self.store.revive(ids, id).await?;
-                    if let Some(account) = self.books.change(dead) {
-                        account.remove(count, bytes);
-                    }
-                    if let Some(account) = self.books.change(id) {
-                        account.add(count, bytes);
-                    }
-                    self.ring(id);
-                    moved += count;
-                }
-                Err(error) => refused = Some(error),
-            }
-        }
-        Ok(match refused {
-            Some(error) if moved == 0 => Err(error),
-            _ => Ok(Step { moved, more, last }),
-        })
-    }
-
-    fn ring(&mut self, queue: i64) {
+    pub(super) fn ring(&mut self, queue: i64) {
         self.rang |= self.books.get(queue).is_some_and(|account| self.shared.is_listened(&account.name));
     }
 

@@ -11,7 +11,7 @@ use std::{
 use codering_core::QueueName;
 use tokio::time::{sleep, timeout};
 
-use super::{Shared, State};
+use super::shared::{Shared, State};
 
 const QUICK: Duration = Duration::from_millis(50);
 const SLOW: Duration = Duration::from_secs(1);

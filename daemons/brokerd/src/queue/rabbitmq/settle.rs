@@ -12,7 +12,7 @@ use lapin::{
 };
 use tokio::time::timeout;
 
-use super::{Shared, letters};
+use super::{letters, shared::Shared};
 use crate::queue::{QueueError, Result, Settle};
 
 const SETTLE: Duration = Duration::from_secs(15);

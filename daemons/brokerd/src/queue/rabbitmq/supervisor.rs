@@ -12,9 +12,9 @@ use lapin::{
 use tokio::{sync::mpsc, time::timeout};
 
 use super::{
-    Shared, State,
     link::Link,
     publisher::{self, Put},
+    shared::{Shared, State},
 };
 
 const CONNECT: Duration = Duration::from_secs(10);

@@ -1,0 +1,246 @@
+//! What callers, the supervisor and the bell share, and the verbs that several of them need.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use codering_core::QueueName;
+use lapin::{BasicProperties, message::BasicGetMessage, types::ShortString};
+use tokio::{
+    sync::{Notify, mpsc, oneshot, watch},
+    time::timeout,
+};
+
+use super::{letters, link::Link, publisher::Put, settle::Held};
+use crate::queue::{DeadLetter, Delivery, QueueError, Result};
+
+/// How long a put waits for a connection that is lost or blocked.
+const READY: Duration = Duration::from_secs(5);
+/// How long a put may take in all; longer than one confirm.
+pub(super) const PUT: Duration = Duration::from_secs(25);
+
+#[derive(Clone)]
+pub(super) enum State {
+    Down(String),
+    Up(Arc<Link>),
+}
+
+/// What callers, the supervisor and the bell share.
+pub(super) struct Shared {
+    pub(super) prefix: String,
+    pub(super) state: watch::Sender<State>,
+    /// Why RabbitMQ takes no messages, while it does not.
+    pub(super) blocked: watch::Sender<Option<String>>,
+    pub(super) puts: mpsc::Sender<Put>,
+    /// Queues that were there when last looked at, and how many messages were left on them then.
+    pub(super) known: Mutex<HashMap<QueueName, usize>>,
+    pub(super) listened: Mutex<HashSet<QueueName>>,
+    pub(super) listens: Notify,
+    pub(super) bell: watch::Sender<u64>,
+    pub(super) closing: watch::Sender<bool>,
+    pub(super) closed: watch::Sender<bool>,
+    /// Makes message ids: this run's, and a number.
+    pub(super) run_id: u64,
+    pub(super) next_message: AtomicU64,
+}
+
+impl Shared {
+    pub(super) fn new(prefix: String, puts: mpsc::Sender<Put>) -> Self {
+        Self {
+            prefix,
+            state: watch::Sender::new(State::Down("not connected yet".to_owned())),
+            blocked: watch::Sender::new(None),
+            puts,
+            known: Mutex::default(),
+            listened: Mutex::default(),
+            listens: Notify::new(),
+            bell: watch::Sender::new(0),
+            closing: watch::Sender::new(false),
+            closed: watch::Sender::new(false),
+            run_id: rand::random(),
+            next_message: AtomicU64::new(0),
+        }
+    }
+
+    pub(super) fn wire_name(&self, queue: &QueueName) -> ShortString {
+        letters::wire_name(&self.prefix, queue)
+    }
+
+    pub(super) fn listened(&self) -> HashSet<QueueName> {
+        self.listened.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn ring(&self) {
+        self.bell.send_modify(|count| *count += 1);
+    }
+
+    pub(super) fn known(&self, queue: &QueueName) -> Option<usize> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).get(queue).copied()
+    }
+
+    pub(super) fn learn(&self, queue: &QueueName, left: usize) {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(queue.clone(), left);
+    }
+
+    pub(super) fn forget(&self, queue: &QueueName) {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).remove(queue);
+    }
+
+    pub(super) fn link(&self) -> Result<Arc<Link>> {
+        match &*self.state.borrow() {
+            State::Up(link) => Ok(link.clone()),
+            State::Down(why) => Err(QueueError::Unavailable(why.clone())),
+        }
+    }
+
+    /// How many messages wait; remembers whether the queue is there.
+    pub(super) async fn count(&self, queue: &QueueName) -> Result<u32> {
+        let counted = self.link()?.count(queue, &self.wire_name(queue)).await;
+        match &counted {
+            Ok(count) => self.learn(queue, *count as usize),
+            Err(QueueError::NotFound(_)) => self.forget(queue),
+            Err(_) => {}
+        }
+        counted
+    }
+
+    pub(super) async fn create(&self, queue: &QueueName) -> Result<bool> {
+        let name = self.wire_name(queue);
+        let new = match self.count(queue).await {
+            Ok(_) => false,
+            Err(QueueError::NotFound(_)) => {
+                self.link()?.declare(queue, &name).await?;
+                self.learn(queue, 0);
+                true
+            }
+            Err(error) => return Err(error),
+        };
+        let project = queue.project();
+        if *queue == QueueName::dead(&project) {
+            let exchange = letters::dead_exchange(&self.prefix);
+            let pattern = letters::wire_text(&self.prefix, &format!("{project}.#"));
+            self.link()?.bind_dead(queue, &name, exchange, pattern).await?;
+        }
+        Ok(new)
+    }
+
+    /// Waits, for a bounded time, until RabbitMQ takes messages.
+    pub(super) async fn ready(&self) -> Result<()> {
+        let (mut state, mut blocked) = (self.state.subscribe(), self.blocked.subscribe());
+        let ready = async {
+            loop {
+                if state.wait_for(|state| matches!(state, State::Up(_))).await.is_err()
+                    || blocked.wait_for(Option::is_none).await.is_err()
+                    || matches!(*state.borrow(), State::Up(_))
+                {
+                    return;
+                }
+            }
+        };
+        if timeout(READY, ready).await.is_ok() {
+            return Ok(());
+        }
+        Err(QueueError::Unavailable(self.trouble().unwrap_or_else(|| "not connected".to_owned())))
+    }
+
+    pub(super) fn trouble(&self) -> Option<String> {
+        if let State::Down(why) = &*self.state.borrow() {
+            return Some(why.clone());
+        }
+        let blocked = self.blocked.borrow().clone();
+        blocked.map(|reason| format!("RabbitMQ blocks publishers: {reason}"))
+    }
+
+    pub(super) async fn publish(
+        &self,
+        queue: &QueueName,
+        body: Bytes,
+        properties: BasicProperties,
+    ) -> Result<()> {
+        let number = self.next_message.fetch_add(1, Ordering::Relaxed);
+        let id = format!("cdr-{:016x}-{number}", self.run_id);
+        let properties = properties
+            .with_message_id(id.into())
+            .with_content_type("application/json".into())
+            .with_delivery_mode(2);
+        let unknown = |why: &str| QueueError::Unavailable(format!("{why}; the message may be queued or not"));
+        let put = async {
+            // Not awaited where there is nothing to wait for, so that calls made together keep their order.
+            if self.trouble().is_some() {
+                self.ready().await?;
+            }
+            if self.known(queue).is_none() {
+                self.count(queue).await?;
+            }
+            let (reply, answer) = oneshot::channel();
+            let put = Put { queue: queue.clone(), name: self.wire_name(queue), body, properties, reply };
+            let closed = |_| QueueError::Unavailable("the queue backend is closed".to_owned());
+            match self.puts.try_send(put) {
+                Ok(()) => {}
+                Err(mpsc::error::TrySendError::Full(put) | mpsc::error::TrySendError::Closed(put)) => {
+                    self.puts.send(put).await.map_err(closed)?;
+                }
+            }
+            answer.await.map_err(|_| unknown("the connection was lost before the confirm"))?
+        };
+        let done = match timeout(PUT, put).await {
+            Ok(done) => done,
+            Err(_) => Err(unknown(&self.trouble().unwrap_or_else(|| "no confirm in time".to_owned()))),
+        };
+        match &done {
+            Ok(()) if self.listened.lock().unwrap_or_else(PoisonError::into_inner).contains(queue) => {
+                self.ring()
+            }
+            Err(QueueError::NotFound(_)) => self.forget(queue),
+            _ => {}
+        }
+        done
+    }
+
+    pub(super) async fn get(self: Arc<Self>, queue: QueueName, max: usize) -> Result<Vec<BasicGetMessage>> {
+        let expected = match self.known(&queue) {
+            Some(left) => left,
+            None => self.count(&queue).await? as usize,
+        };
+        let (got, left) = self.link()?.get_many(&queue, &self.wire_name(&queue), max, expected).await;
+        match &got {
+            Ok(_) => self.learn(&queue, left),
+            Err(QueueError::NotFound(_)) => self.forget(&queue),
+            Err(_) => {}
+        }
+        got
+    }
+
+    pub(super) fn hold(self: &Arc<Self>, queue: &QueueName, message: BasicGetMessage) -> Delivery {
+        let lapin::message::Delivery { data, redelivered, acker, .. } = message.delivery;
+        let body = Bytes::from(data);
+        let held =
+            Held { shared: self.clone(), queue: queue.clone(), body: body.clone(), acker: Some(acker) };
+        Delivery { body, redelivered, settle: Box::new(held) }
+    }
+
+    /// Takes, with what each message says of its death. It runs to its end even when the caller goes away:
+    /// a message on its way would be held by nobody.
+    pub(super) async fn take(
+        self: &Arc<Self>,
+        queue: &QueueName,
+        max: usize,
+    ) -> Result<Vec<(DeadLetter, Delivery)>> {
+        let (shared, queue) = (self.clone(), queue.clone());
+        let taking = tokio::spawn(async move {
+            let messages = shared.clone().get(queue.clone(), max).await?;
+            let held = messages.into_iter().map(|message| {
+                let letter = letters::read(&message.delivery, &queue, &shared.prefix);
+                (letter, shared.hold(&queue, message))
+            });
+            Ok(held.collect())
+        });
+        taking.await.map_err(|error| QueueError::Unavailable(error.to_string()))?
+    }
+}
