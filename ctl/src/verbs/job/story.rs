@@ -82,10 +82,20 @@ impl Story {
         if !job.reduce_command.is_empty() {
             say("reduce", harmless(&job.reduce_command));
         }
-        if job.answer_bytes > 0 {
-            say("answer", format!("{}, {}", harmless(&job.answer_name), show_size(job.answer_bytes)));
+        if self.has_answer() {
+            let size = if job.answer_bytes > 0 {
+                format!(", {}", show_size(job.answer_bytes))
+            } else {
+                String::new()
+            };
+            say("answer", format!("{}{size}", harmless(&job.answer_name)));
         }
         lines
+    }
+
+    fn has_answer(&self) -> bool {
+        self.job.answer_bytes > 0
+            || self.job.state() == JobState::Succeeded && !self.job.reduce_command.is_empty()
     }
 
     fn state(&self) -> String {
@@ -277,7 +287,7 @@ impl Story {
         if !unfinished && counts.failed + counts.cancelled > 0 {
             answer("run again what failed", "job retry", "");
         }
-        if self.job.answer_bytes > 0 {
+        if self.has_answer() {
             answer("the answer", "results", " --answer");
         }
         if counts.succeeded > 0 {

@@ -93,7 +93,11 @@ fn attempts(task: &Task, now: i64, lines: &mut Vec<String>) {
             }
         };
         let message = words::harmless(&attempt.message);
-        let why = if message.is_empty() { String::new() } else { format!(": {message}") };
+        let why = if message.is_empty() || attempt.finished_at_ms == 0 {
+            String::new()
+        } else {
+            format!(": {message}")
+        };
         let started = words::clock(attempt.leased_at_ms);
         lines.push(format!("  {}  {started}  on {}  {how}{why}", attempt.attempt, attempt.worker));
     }
