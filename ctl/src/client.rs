@@ -242,6 +242,12 @@ pub fn said<T>(answer: Result<Response<T>, Status>) -> Result<T, Error> {
 fn unreachable(target: &Target, error: &tonic::transport::Error) -> Error {
     let why = innermost(error);
     let error = Error::new(Code::BrokerUnreachable, format!("{why} ({})", target.label)).at(&target.address);
+    if why.contains("corrupt message") {
+        let error = Error::new(Code::BrokerUnreachable, format!("it does not speak TLS ({})", target.label));
+        return error
+            .at(&target.address)
+            .hint("is it the gRPC port (7443 by default), and not that of REST?");
+    }
     if why.contains("certificate") {
         return error.hint("the CA's certificate is not that of this broker: coderingctl doctor");
     }

@@ -144,8 +144,8 @@ async fn keep(ctx: &Context, mut kept: Contexts, path: &Path, to: To) -> Result<
     kept.put(&to.name, saved);
     kept.save(path)?;
     ctx.out.one(&me, || {
-        let (who, role) = (words::harmless(&me.name), words::role(me.role()));
-        vec![format!("logged in to {} at {place} as `{who}`, {role} of {}", to.name, token::projects(&me))]
+        let who = words::harmless(&me.name);
+        vec![format!("logged in to {} at {place} as `{who}`, {}", to.name, token::standing(&me))]
     })
 }
 

@@ -120,11 +120,10 @@ pub fn print_secret(ctx: &Context, created: &CreateTokenResponse) -> Result<(), 
     if let Some(token) = &created.token {
         let now = ctx.now();
         ctx.out.note(format!(
-            "created  {}  {}, {} of {}, ends {}",
+            "created  {}  {}, {}, ends {}",
             token.token_id,
             words::harmless(&token.name),
-            words::role(token.role()),
-            projects(token),
+            standing(token),
             words::until(token.expires_at_ms, now)
         ));
         ctx.out.note("its secret is shown this once; keep it in a file that only its user can read");
@@ -132,9 +131,14 @@ pub fn print_secret(ctx: &Context, created: &CreateTokenResponse) -> Result<(), 
     ctx.out.one(created, || vec![created.secret.clone()])
 }
 
-/// `demo, pi`, or `every project`.
-pub fn projects(token: &Token) -> String {
-    if token.projects.is_empty() { "every project".into() } else { token.projects.join(", ") }
+/// `submitter of demo, pi`, or `admin of every project`.
+pub fn standing(token: &Token) -> String {
+    let role = words::role(token.role());
+    match token.role() {
+        v1::Role::Worker => "for joining a worker".into(),
+        _ if token.projects.is_empty() => format!("{role} of every project"),
+        _ => format!("{role} of {}", token.projects.join(", ")),
+    }
 }
 
 fn row(token: &Token, now: i64) -> Vec<String> {
@@ -142,7 +146,11 @@ fn row(token: &Token, now: i64) -> Vec<String> {
         token.token_id.clone(),
         words::harmless(&token.name),
         words::role(token.role()),
-        if token.projects.is_empty() { "all".into() } else { token.projects.join(",") },
+        match token.role() {
+            v1::Role::Worker => "-".into(),
+            _ if token.projects.is_empty() => "all".into(),
+            _ => token.projects.join(","),
+        },
         state(token, now),
         words::ago(token.created_at_ms, now),
         words::ago(token.last_used_at_ms, now),

@@ -27,7 +27,8 @@ pub fn ago(at: Millis, now: Millis) -> String {
 pub fn until(at: Millis, now: Millis) -> String {
     match at {
         0 => "never".into(),
-        at if at > now => format!("in {}", ago(now, at)),
+        // Rounded up: what was just given an hour ends in one.
+        at if at > now => format!("in {}", ago(now, at.saturating_add(999))),
         at => format!("{} ago", ago(at, now)),
     }
 }
@@ -52,7 +53,9 @@ pub fn commit(hash: &str) -> String {
 
 /// A command on one line; empty where there is none.
 pub fn command(wire: Option<&v1::Command>) -> String {
-    codering_proto::convert::command(wire.cloned()).map(|command| command.shown()).unwrap_or_default()
+    codering_proto::convert::command(wire.cloned())
+        .map(|command| command.shown().replace("'{}'", "{}"))
+        .unwrap_or_default()
 }
 
 /// A foreign text on one line, cut where it is long, without what would move a terminal's cursor or

@@ -86,7 +86,7 @@ async fn certificates(
         .map_err(|why| Finding::wrong("ca", format!("the CA certificate cannot be used: {why}"), &again))?;
     let mut findings = Vec::new();
     let ca_ends = ca.iter().map(|found| found.1).min().unwrap_or_default();
-    findings.push(ends("ca", "the CA certificate", ca_ends, now, &again));
+    findings.push(ends("ca", "the CA's certificate", ca_ends, now, &again));
     let roots = ca.into_iter().map(|found| found.0).collect();
     let shown = tls::look(stream, target.host(), roots)
         .await
@@ -98,7 +98,7 @@ async fn certificates(
     match shown.refused {
         None => findings.push(ends(
             "tls",
-            "the broker's certificate is signed by the CA and",
+            "the broker's certificate, signed by the CA",
             shown.expires_at,
             now,
             &renew,
@@ -141,7 +141,7 @@ async fn certificates(
 }
 
 fn ends(check: &'static str, what: &str, at: Millis, now: Millis, mend: &str) -> Finding {
-    let text = format!("{what} valid until {} ({})", words::clock(at), words::until(at, now));
+    let text = format!("{what}, valid until {} ({})", words::clock(at), words::until(at, now));
     match (at - now) / DAY_MS {
         _ if at <= now => Finding::wrong(check, format!("{what} ended {}", words::until(at, now)), mend),
         days if days < SOON_DAYS => Finding::warning(check, text, mend),
@@ -193,11 +193,10 @@ fn now_ms() -> Millis {
 }
 
 fn token_good(target: &Target, me: &Token, now: Millis) -> Finding {
-    let text =
-        format!("`{}`, {} of {}", words::harmless(&me.name), words::role(me.role()), token::projects(me));
+    let text = format!("`{}`, {}", words::harmless(&me.name), token::standing(me));
     match me.expires_at_ms {
         _ if me.role() == Role::Worker => {
-            Finding::wrong("token", format!("{text}: it only joins a worker"), login(target))
+            Finding::wrong("token", format!("{text}: it may ask nothing"), login(target))
         }
         end if end != 0 && end - now < SOON_DAYS * DAY_MS => {
             Finding::warning("token", format!("{text}, ends {}", words::until(end, now)), login(target))

@@ -80,15 +80,26 @@ pub async fn run(ctx: &Context, args: LogsArgs) -> Result<(), Error> {
         retry_for: args.retry_for,
         position: Position::at(args.offset.unwrap_or(0)),
         truncated: false,
+        silent: None,
     };
-    match only {
-        Some(stream) => reading(stream, false).run().await,
+    let silent = match only {
+        Some(stream) => reading(stream, false).run().await?,
         None => {
             let (mut out, mut err) = (reading(Stream::Stdout, false), reading(Stream::Stderr, true));
             let (out, err) = (pin!(out.run()), pin!(err.run()));
-            futures::future::try_join(out, err).await.map(drop)
+            let (out, err) = futures::future::try_join(out, err).await?;
+            out.and(err)
         }
+    };
+    match silent {
+        Some(TaskState::Done) => ctx.out.note("it printed nothing"),
+        Some(state) => {
+            let stands = if state == TaskState::Running { "runs" } else { "waits" };
+            ctx.out.note(format!("it {stands}, and has printed nothing yet (wait for it: --follow)"));
+        }
+        None => {}
     }
+    Ok(())
 }
 
 /// One stream of one task's log on its way to the terminal.
@@ -102,6 +113,8 @@ struct Reading<'a> {
     retry_for: Duration,
     position: Position,
     truncated: bool,
+    /// Where the task stands, as long as nothing of it was written.
+    silent: Option<TaskState>,
 }
 
 /// Why a connection ended.
@@ -113,7 +126,8 @@ enum Ended {
 }
 
 impl Reading<'_> {
-    async fn run(&mut self) -> Result<(), Error> {
+    /// Reads to the end; answers where the task stands if there was nothing to write.
+    async fn run(&mut self) -> Result<Option<TaskState>, Error> {
         let mut pause = FIRST_PAUSE;
         let mut lost_at: Option<Instant> = None;
         loop {
@@ -121,7 +135,7 @@ impl Reading<'_> {
             match self.once().await {
                 Ok(Ended::Done) => {
                     self.end();
-                    return Ok(());
+                    return Ok(self.silent);
                 }
                 Ok(Ended::Again) => lost_at = None,
                 Err(status) if is_lost(&status) => {
@@ -184,6 +198,7 @@ impl Reading<'_> {
         }
         let request = v1::GetTaskRequest { job_id: self.task.job.clone(), task_id: self.task.task.clone() };
         let task = self.jobs.get_task(request).await?.into_inner();
+        self.silent = (self.position.next() == 0).then(|| task.state());
         if self.position.moved_on(task.attempt) {
             self.ctx.out.note(format!("attempt {} begins", task.attempt));
             return Ok(Ended::Again);

@@ -87,7 +87,11 @@ fn attempts(task: &Task, now: i64, lines: &mut Vec<String>) {
     lines.push("attempts".into());
     for attempt in &task.attempts {
         let how = match (attempt.outcome(), attempt.finished_at_ms) {
-            (v1::Outcome::Unspecified, 0) => format!("running for {}", words::ago(attempt.leased_at_ms, now)),
+            (v1::Outcome::Unspecified, 0) => {
+                // Of an attempt under way, the message is its phase.
+                let phase = if attempt.message.is_empty() { "running" } else { &attempt.message };
+                format!("{}, for {}", words::harmless(phase), words::ago(attempt.leased_at_ms, now))
+            }
             (outcome, end) => {
                 format!("{} after {}", words::outcome(outcome), words::took(attempt.leased_at_ms, end))
             }
