@@ -32,7 +32,7 @@ pub struct Global {
     #[arg(long, global = true, env = "CODERING_ENDPOINTS", value_name = "FILE")]
     pub endpoints: Option<PathBuf>,
     /// The broker of this name, see `coderingctl login`.
-    #[arg(long, global = true, env = "CODERING_CONTEXT", value_name = "NAME")]
+    #[arg(long, global = true, env = "CODERING_CONTEXT", value_name = "NAME", add = verbs::complete::contexts())]
     pub context: Option<String>,
     /// How data is written to stdout.
     #[arg(long, short, global = true, value_name = "FORMAT", default_value = "table")]

@@ -16,6 +16,7 @@ use crate::{client::said, context::Context};
     coderingctl reduce j-01jd8q --as total.txt -- 'wc -l'")]
 pub struct Args {
     /// Its id, or any unambiguous beginning of it.
+    #[arg(add = crate::verbs::complete::jobs())]
     job: String,
     /// The name under which the answer is kept.
     #[arg(long = "as", value_name = "NAME")]

@@ -22,6 +22,7 @@ use crate::{client::said, context::Context, output::LongList};
     coderingctl results j-01jd8q --answer > counts.json")]
 pub struct Args {
     /// Its id, or any unambiguous beginning of it.
+    #[arg(add = crate::verbs::complete::jobs())]
     job: String,
     /// The bytes of the job's answer, as its reduce step wrote them.
     #[arg(long, conflicts_with = "failed")]

@@ -34,6 +34,7 @@ pub use self::words::heading;
     coderingctl watch j-01jd8q --output jsonl | jq .job.tasks")]
 pub struct Args {
     /// Its id, or any unambiguous beginning of it.
+    #[arg(add = crate::verbs::complete::jobs())]
     job: String,
     /// Stop waiting after this long, with exit code 6; the job goes on.
     #[arg(long, value_name = "DURATION", value_parser = crate::cli::duration)]
