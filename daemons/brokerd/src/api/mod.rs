@@ -10,6 +10,7 @@ pub mod access;
 mod call;
 mod follow;
 pub mod grpc;
+pub mod rest;
 mod rooms;
 mod views;
 

@@ -108,7 +108,8 @@ fn rank(role: Role) -> u8 {
     }
 }
 
-pub(super) fn name(role: Role) -> &'static str {
+/// The role as it is written.
+pub fn name(role: Role) -> &'static str {
     match role {
         Role::Worker => "worker",
         Role::Viewer => "viewer",

@@ -28,7 +28,7 @@ use codering_core::{Code, Error, WorkerName, ids::shown};
 use codering_kit::{listen::Peer, tls::Ca};
 use subtle::ConstantTimeEq;
 
-pub use caller::Caller;
+pub use caller::{Caller, name as role_name};
 pub use enroll::Enrolled;
 pub use tokens::NewToken;
 

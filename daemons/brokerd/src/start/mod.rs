@@ -116,7 +116,7 @@ async fn run(config: Config) -> Result<(), Error> {
 
     let api = Api::new(broker.clone(), auth, shutdown.clone());
     let grpc = api::grpc::router(&api);
-    let rest = health::router(readiness.clone(), Arc::new(registry));
+    let rest = api::rest::router(&api, health::router(readiness.clone(), Arc::new(registry)));
     let addresses = (grpc_listener.local_addr(), rest_listener.local_addr());
     let mut servers = JoinSet::new();
     servers.spawn(listen::serve(grpc_listener, Some(pki.grpc), grpc, Bounds::default(), shutdown.clone()));

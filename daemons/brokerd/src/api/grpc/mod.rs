@@ -1,8 +1,8 @@
 //! The gRPC services, with health and reflection. Every call passes [`guard`], which looks it up in the table.
 
-mod jobs;
+pub(super) mod jobs;
 mod projects;
-mod queues;
+pub(super) mod queues;
 mod tokens;
 mod workers;
 
