@@ -1,98 +1,15 @@
 //! The process itself: what it says to a person, to systemd and to a probe, and how it ends.
 
+mod running;
+
 use std::{
     io::{Read, Write},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{TcpListener, TcpStream},
     os::unix::net::UnixDatagram,
-    path::{Path, PathBuf},
-    process::{Child, Command, Output, Stdio},
-    time::{Duration, Instant},
+    process::Output,
 };
 
-const PATIENCE: Duration = Duration::from_secs(30);
-
-struct Place {
-    directory: tempfile::TempDir,
-    grpc: SocketAddr,
-    rest: SocketAddr,
-}
-
-impl Place {
-    fn new(more: &str) -> Self {
-        let directory = tempfile::tempdir().expect("a directory");
-        let (grpc, rest) = (free_port(), free_port());
-        let text = format!(
-            "data_dir = '{}'\ngrpc.listen = '{grpc}'\nrest.listen = '{rest}'\n{more}\n",
-            directory.path().join("data").display()
-        );
-        std::fs::write(directory.path().join("brokerd.toml"), text).expect("written");
-        Self { directory, grpc, rest }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
-    }
-
-    fn command(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_codering-brokerd"));
-        command.arg("--config").arg(self.path("brokerd.toml")).env_remove("NOTIFY_SOCKET");
-        command
-    }
-
-    fn check(&self) -> Output {
-        self.command().arg("--check").output().expect("ran")
-    }
-
-    fn get(&self, path: &str) -> Option<String> {
-        let mut stream = TcpStream::connect(self.rest).ok()?;
-        stream.set_read_timeout(Some(PATIENCE)).ok()?;
-        write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").ok()?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).ok()?;
-        Some(answer)
-    }
-}
-
-fn free_port() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").expect("bound").local_addr().expect("bound")
-}
-
-fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let start = Instant::now();
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(start.elapsed() < PATIENCE, "{what} did not happen");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-/// A running brokerd; killed when the test ends before it does.
-struct Running(Child);
-
-impl Running {
-    fn start(command: &mut Command) -> Self {
-        Self(command.stderr(Stdio::null()).spawn().expect("started"))
-    }
-
-    fn terminate(&self) {
-        let sent = Command::new("kill").args(["-TERM", &self.0.id().to_string()]).status().expect("kill ran");
-        assert!(sent.success());
-    }
-
-    fn code(&mut self) -> Option<i32> {
-        until("its end", || self.0.try_wait().expect("waited")).code()
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // It may have ended, which is then what the test asked for.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
+use running::{PATIENCE, Place, Running, free_port, until};
 
 fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
@@ -132,7 +49,7 @@ fn a_restart_keeps_the_ca_and_the_administrators_token() {
     let mut kept = Vec::new();
     for _ in 0..2 {
         let mut brokerd = Running::start(&mut place.command());
-        until("readiness", || place.get("/readyz").filter(|a| a.starts_with("HTTP/1.1 200")));
+        place.until_ready();
         let read = |name: &str| std::fs::read_to_string(place.path("data").join(name)).expect("made");
         kept.push((read("ca/ca.pem"), read("tls/server.pem"), read("admin.token")));
         brokerd.terminate();
@@ -145,12 +62,15 @@ fn a_restart_keeps_the_ca_and_the_administrators_token() {
 fn metrics_and_probes_answer_and_grpc_speaks_tls_alone() {
     let place = Place::new("");
     let _brokerd = Running::start(&mut place.command());
-    until("readiness", || place.get("/readyz").filter(|a| a.starts_with("HTTP/1.1 200")));
+    place.until_ready();
     assert!(place.get("/healthz").expect("answered").starts_with("HTTP/1.1 200"));
-    let metrics = until("the first look", || {
-        place.get("/metrics").filter(|text| text.contains("codering_queue_connected 1\n"))
+    until("the first look at queue and ledger", || {
+        let text = place.get("/metrics")?;
+        ["codering_queue_connected 1\n", "codering_ledger_writable 1\n"]
+            .iter()
+            .all(|line| text.contains(line))
+            .then_some(())
     });
-    assert!(metrics.contains("codering_ledger_writable 1\n"), "{metrics}");
     let mut plain = TcpStream::connect(place.grpc).expect("connected");
     plain.set_read_timeout(Some(PATIENCE)).expect("set");
     plain.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").expect("written");
@@ -197,5 +117,19 @@ fn a_port_that_is_taken_is_found_before_anything_is_opened() {
     let refused = place.command().output().expect("ran");
     assert_eq!(refused.status.code(), Some(2));
     assert!(stderr(&refused).contains("another process has this port"), "{}", stderr(&refused));
-    assert!(!Path::new(&place.path("data/ledger.db")).exists());
+    assert!(!place.path("data/ledger.db").exists());
+}
+
+#[test]
+fn with_rabbitmq_away_it_serves_and_says_so() {
+    let nobody = free_port();
+    let place = Place::new(&format!("queue.url = 'amqp://guest:hunter2@{nobody}/%2f'"));
+    let mut brokerd = Running::start(&mut place.command());
+    let answer = until("readiness", || {
+        place.get("/readyz").filter(|a| a.starts_with("HTTP/1.1 200") && a.contains("\"queue\""))
+    });
+    assert!(!answer.contains("hunter2"), "{answer}");
+    assert!(place.get("/metrics").expect("answered").contains("codering_queue_connected 0\n"));
+    brokerd.terminate();
+    assert_eq!(brokerd.code(), Some(0));
 }
