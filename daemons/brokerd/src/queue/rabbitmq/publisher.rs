@@ -115,7 +115,9 @@ pub(super) async fn run(
                     Err(QueueError::Unavailable("the channel does not confirm".to_owned()))
                 }
                 Some(Err(error)) => return error.to_string(),
-                None if is_blocked() => Err(QueueError::Unavailable("RabbitMQ blocks publishers".to_owned())),
+                None if is_blocked() => Err(QueueError::Unavailable(
+                    "RabbitMQ blocks publishers; the message may be queued later".to_owned(),
+                )),
                 None => return format!("no confirm within {} s", CONFIRM.as_secs()),
             };
             // A caller that is gone needs no answer.
