@@ -1,0 +1,119 @@
+//! The git process: reads one request, answers it, ends. The only place that calls libgit2.
+
+use std::{
+    io::{Read, Write},
+    process::ExitCode,
+};
+
+use git2::{ErrorClass, ErrorCode, ObjectType, Oid, Repository};
+
+use super::{
+    export, fetch,
+    process::ARGUMENT,
+    wire::{Answer, Look, Problem, Request},
+};
+
+/// A failure with its kind.
+pub(super) type Failure = (Problem, String);
+
+/// Runs the git process, if that is what this process was started for.
+pub fn run_if_asked() -> Option<ExitCode> {
+    let mut arguments = std::env::args_os();
+    let asked = arguments.nth(1).is_some_and(|first| first == ARGUMENT);
+    asked.then(run)
+}
+
+fn run() -> ExitCode {
+    let mut text = String::new();
+    let request = match std::io::stdin().take(1 << 20).read_to_string(&mut text) {
+        Ok(_) => serde_json::from_str(&text),
+        Err(_) => return ExitCode::from(2),
+    };
+    let Ok(request) = request else { return ExitCode::from(2) };
+    if let Request::Export { mirror, tree, max_bytes } = &request {
+        let mut out = std::io::BufWriter::with_capacity(256 << 10, std::io::stdout().lock());
+        let done = export::export(mirror, tree, *max_bytes, &mut out)
+            .and_then(|()| out.flush().map_err(|e| (Problem::Broken, e.to_string())));
+        return match done {
+            Ok(()) => ExitCode::SUCCESS,
+            Err((problem, message)) => {
+                say(std::io::stderr(), &Answer::Failed { problem, message });
+                ExitCode::FAILURE
+            }
+        };
+    }
+    let answer = match request {
+        Request::Look { mirror, reference, dockerfile } => Repository::open_bare(mirror)
+            .map(|mirror| Answer::Looked { look: look(&mirror, &reference, &dockerfile) })
+            .map_err(|e| (Problem::Broken, e.message().to_owned())),
+        request => fetch::fetch(&request).map(|()| Answer::Fetched),
+    };
+    let answer = answer.unwrap_or_else(|(problem, message)| Answer::Failed { problem, message });
+    say(std::io::stdout(), &answer);
+    ExitCode::SUCCESS
+}
+
+fn say(mut to: impl Write, answer: &Answer) {
+    if let Ok(text) = serde_json::to_vec(answer) {
+        let _ = to.write_all(&text).and_then(|()| to.flush());
+    }
+}
+
+/// The branch or tag that HEAD of the other side stood for.
+pub(super) const HEAD: &str = "refs/codering/HEAD";
+
+fn look(mirror: &Repository, reference: &str, dockerfile: &str) -> Option<Look> {
+    let commit = commit(mirror, reference)?;
+    let tree = commit.tree().ok()?;
+    let entry = tree.get_path(std::path::Path::new(dockerfile));
+    let is_file = |entry: git2::TreeEntry<'_>| {
+        entry.kind() == Some(ObjectType::Blob) && entry.filemode() != i32::from(git2::FileMode::Link)
+    };
+    Some(Look {
+        commit: commit.id().to_string(),
+        tree: tree.id().to_string(),
+        has_dockerfile: entry.is_ok_and(is_file),
+    })
+}
+
+fn commit<'m>(mirror: &'m Repository, reference: &str) -> Option<git2::Commit<'m>> {
+    let hex = reference.bytes().all(|b| b.is_ascii_hexdigit());
+    if hex && reference.len() == 40 {
+        return mirror.find_commit(Oid::from_str(reference).ok()?).ok();
+    }
+    let names = match reference {
+        "HEAD" => vec![HEAD.to_owned()],
+        full if full.starts_with("refs/") => vec![full.to_owned()],
+        short => vec![format!("refs/heads/{short}"), format!("refs/tags/{short}")],
+    };
+    let found = names.iter().find_map(|name| mirror.find_reference(name).ok()?.peel_to_commit().ok());
+    match found {
+        None if hex && reference.len() >= 7 => mirror.find_commit_by_prefix(reference).ok(),
+        found => found,
+    }
+}
+
+/// Sorts an error of libgit2.
+pub(super) fn sorted(error: &git2::Error) -> Failure {
+    let message = error.message().trim().to_owned();
+    let http = |status: &str| message.contains(&format!("status code: {status}"));
+    let problem = match (error.code(), error.class()) {
+        (ErrorCode::Auth, _) => Problem::Denied,
+        (ErrorCode::Certificate, ErrorClass::Ssh) => Problem::Unreachable,
+        (_, ErrorClass::Http) if http("404") || http("410") => Problem::NoRepository,
+        (_, ErrorClass::Http) if http("401") || http("403") || message.contains("authentication replays") => {
+            Problem::Denied
+        }
+        (_, ErrorClass::Net | ErrorClass::Http | ErrorClass::Ssl | ErrorClass::Ssh) => {
+            if message.to_lowercase().contains("not found") {
+                Problem::NoRepository
+            } else {
+                Problem::Unreachable
+            }
+        }
+        (ErrorCode::NotFound, _) => Problem::NoRepository,
+        (_, ErrorClass::Os) if message.contains("No such file or directory") => Problem::NoRepository,
+        _ => Problem::Broken,
+    };
+    (problem, message)
+}

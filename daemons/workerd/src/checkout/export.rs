@@ -1,0 +1,111 @@
+//! A tree as a tar, straight from git's objects: no file is checked out, a symlink stays a symlink, a submodule is left
+//! out. The same tree gives the same bytes.
+
+use std::{io::Write, path::Path};
+
+use git2::{ObjectType, Oid, Repository};
+use tar::{Builder, EntryType, Header};
+
+use super::{child::Failure, wire::Problem};
+
+/// Deeper trees are refused: the path would be longer than Linux takes.
+const MAX_DEPTH: usize = 200;
+
+pub(super) fn export(mirror: &Path, tree: &str, max_bytes: u64, out: impl Write) -> Result<(), Failure> {
+    let broken = |e: git2::Error| (Problem::Broken, e.message().to_owned());
+    let repository = Repository::open_bare(mirror).map_err(broken)?;
+    let oid = Oid::from_str(tree).map_err(broken)?;
+    let mut writer = Writer { repository: &repository, tar: Builder::new(out), left: max_bytes, max_bytes };
+    writer.tree(oid, &[], 0)?;
+    writer.tar.finish().map_err(|e| (Problem::Broken, e.to_string()))
+}
+
+struct Writer<'r, W: Write> {
+    repository: &'r Repository,
+    tar: Builder<W>,
+    left: u64,
+    max_bytes: u64,
+}
+
+impl<W: Write> Writer<'_, W> {
+    fn tree(&mut self, oid: Oid, under: &[u8], depth: usize) -> Result<(), Failure> {
+        let broken = |e: git2::Error| (Problem::Broken, e.message().to_owned());
+        if depth > MAX_DEPTH {
+            return Err((Problem::TooLarge, "its directories are nested too deep".into()));
+        }
+        let tree = self.repository.find_tree(oid).map_err(broken)?;
+        for entry in &tree {
+            let name = entry.name_bytes();
+            // git itself refuses these; an object made by hand may hold them.
+            if name.is_empty() || name == b"." || name == b".." || name.contains(&b'/') || name.contains(&0) {
+                return Err((Problem::NoRepository, "a tree holds a name that no file can have".into()));
+            }
+            let path = [under, name].concat();
+            match entry.kind() {
+                Some(ObjectType::Tree) => {
+                    let path = [&path, b"/".as_slice()].concat();
+                    self.entry(EntryType::Directory, 0o755, &path, None, &[])?;
+                    self.tree(entry.id(), &path, depth + 1)?;
+                }
+                Some(ObjectType::Blob) => {
+                    let size = self.repository.odb().and_then(|odb| odb.read_header(entry.id()));
+                    self.take(size.map_err(broken)?.0 as u64)?;
+                    let blob = self.repository.find_blob(entry.id()).map_err(broken)?;
+                    let (kind, mode, link) = match entry.filemode() {
+                        0o120000 => (EntryType::Symlink, 0o777, Some(blob.content())),
+                        0o100755 => (EntryType::Regular, 0o755, None),
+                        _ => (EntryType::Regular, 0o644, None),
+                    };
+                    self.entry(kind, mode, &path, link, blob.content())?;
+                }
+                // A submodule: its files are another repository's.
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, bytes: u64) -> Result<(), Failure> {
+        match self.left.checked_sub(bytes + 512) {
+            Some(left) => {
+                self.left = left;
+                Ok(())
+            }
+            None => Err((Problem::TooLarge, format!("its files have more than {} bytes", self.max_bytes))),
+        }
+    }
+
+    fn entry(
+        &mut self,
+        kind: EntryType,
+        mode: u32,
+        path: &[u8],
+        link: Option<&[u8]>,
+        content: &[u8],
+    ) -> Result<(), Failure> {
+        let failed = |e: std::io::Error| (Problem::Broken, e.to_string());
+        let path = bytes_path(path);
+        let mut header = Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_mode(mode);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
+        match link {
+            Some(target) => {
+                header.set_size(0);
+                self.tar.append_link(&mut header, path, bytes_path(target)).map_err(failed)
+            }
+            None => {
+                let content = if kind == EntryType::Regular { content } else { &[] };
+                header.set_size(content.len() as u64);
+                self.tar.append_data(&mut header, path, content).map_err(failed)
+            }
+        }
+    }
+}
+
+fn bytes_path(bytes: &[u8]) -> &Path {
+    use std::os::unix::ffi::OsStrExt;
+    Path::new(std::ffi::OsStr::from_bytes(bytes))
+}

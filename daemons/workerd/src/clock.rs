@@ -1,0 +1,11 @@
+//! Wall-clock time for records; everything that must not jump runs on `Instant`.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use codering_core::time::Millis;
+
+/// Now.
+pub fn now() -> Millis {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Millis::try_from(since.as_millis()).unwrap_or(Millis::MAX)
+}

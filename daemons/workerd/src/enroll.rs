@@ -1,0 +1,131 @@
+//! Becoming a worker: a join token for a certificate, once. After that the certificate is the worker's proof.
+
+use std::{fs, path::Path, sync::Arc, time::Duration};
+
+use codering_core::{Code, Error, WorkerName};
+use codering_kit::{config, connect, tls};
+use codering_proto::{
+    status::from_status,
+    v1::{EnrollRequest, workers_client::WorkersClient},
+};
+
+use crate::{backoff::Backoff, clock::now, config::Config};
+
+/// For one try.
+const TIMEOUT: Duration = Duration::from_secs(20);
+/// A certificate that ends sooner is warned about.
+const WARN_BEFORE_MS: i64 = 30 * 24 * 3_600_000;
+
+/// A worker's proof.
+pub struct Proof {
+    /// The name that its certificate has.
+    pub name: WorkerName,
+    /// How to speak to the broker.
+    pub tls: Arc<rustls::ClientConfig>,
+}
+
+/// The certificate on disk; or a new one for the join token, trying for as long as the broker is not there.
+///
+/// # Errors
+/// [`Code::ConfigInvalid`] when there is neither, or when a file is of no use; the broker's own when it refuses the
+/// join token.
+pub async fn proof(config: &Config) -> Result<Proof, Error> {
+    let dir = config.path("tls");
+    let files = [dir.join("worker.pem"), dir.join("worker.key"), dir.join("ca.pem")];
+    if !files.iter().all(|file| file.exists()) {
+        enroll(config, &dir).await?;
+    }
+    let [certificate, key, ca] = files.map(|file| {
+        fs::read(&file).map_err(|e| {
+            Error::new(Code::ConfigInvalid, format!("cannot be read: {e}")).at(file.display().to_string())
+        })
+    });
+    let (certificate, key, ca) = (certificate?, key?, ca?);
+    let place = dir.join("worker.pem").display().to_string();
+    let identity = tls::check_validity(&certificate, &place)
+        .map_err(|e| e.hint("enrol anew: remove this directory and give a new join token"))?;
+    let name = identity.worker().ok_or_else(|| {
+        Error::new(Code::ConfigInvalid, "this certificate names no worker").at(place.clone())
+    })?;
+    if name != config.name {
+        tracing::warn!(configured = %config.name, certificate = %name, "this worker goes by its certificate's name");
+    }
+    if identity.not_after_ms - now() < WARN_BEFORE_MS {
+        tracing::warn!(
+            "the certificate ends at {}: enrol anew before",
+            codering_core::time::rfc3339(identity.not_after_ms)
+        );
+    }
+    Ok(Proof { name, tls: Arc::new(tls::client_config(&ca, Some((&certificate, &key)))?) })
+}
+
+async fn enroll(config: &Config, dir: &Path) -> Result<(), Error> {
+    let token = match &config.enroll.token_file {
+        Some(file) => Some(config::secret_file("enroll.token_file", file)?),
+        None => config::credential("join_token")?,
+    };
+    let token = token.ok_or_else(|| {
+        Error::new(Code::ConfigInvalid, "this worker has no certificate and no join token")
+            .at("enroll.token_file")
+            .hint("an admin makes one: coderingctl worker token")
+    })?;
+    let trust = match (&config.enroll.ca_file, token.expose().split_once('.')) {
+        (Some(file), _) => {
+            let pem = fs::read(file).map_err(|e| {
+                Error::new(Code::ConfigInvalid, format!("{}: cannot be read: {e}", file.display()))
+                    .at("enroll.ca_file")
+            })?;
+            tls::client_config(&pem, None)?
+        }
+        (None, Some((_, fingerprint))) => tls::pinned_client_config(fingerprint)?,
+        (None, None) => {
+            return Err(Error::new(Code::ConfigInvalid, "the join token does not name the broker's CA")
+                .at("enroll.ca_file")
+                .hint("set it to a copy of the broker's ca.pem"));
+        }
+    };
+    let channel = connect::channel(&config.broker, Arc::new(trust))?;
+    let (csr_pem, key_pem) = tls::csr(&config.name)?;
+    let request =
+        EnrollRequest { join_token: token.expose().to_owned(), worker: config.name.to_string(), csr_pem };
+    let answer = ask(&config.broker, channel, request).await?;
+    let fail = |e: std::io::Error| {
+        Error::new(Code::ConfigInvalid, format!("the certificate cannot be kept: {e}"))
+            .at(dir.display().to_string())
+    };
+    fs::create_dir_all(dir).map_err(fail)?;
+    tls::write_private(&dir.join("worker.key"), key_pem.as_bytes()).map_err(fail)?;
+    tls::write_public(&dir.join("ca.pem"), answer.ca_pem.as_bytes()).map_err(fail)?;
+    // Last: with it, all three are there.
+    tls::write_public(&dir.join("worker.pem"), answer.certificate_pem.as_bytes()).map_err(fail)?;
+    tracing::info!(worker = %config.name, broker = config.broker, "enrolled");
+    Ok(())
+}
+
+async fn ask(
+    broker: &str,
+    channel: tonic::transport::Channel,
+    request: EnrollRequest,
+) -> Result<codering_proto::v1::EnrollResponse, Error> {
+    let mut backoff = Backoff::default();
+    loop {
+        let mut client = WorkersClient::new(channel.clone());
+        let error = match tokio::time::timeout(TIMEOUT, client.enroll(request.clone())).await {
+            Ok(Ok(answer)) => return Ok(answer.into_inner()),
+            Ok(Err(status)) => from_status(&status),
+            Err(_) => Error::new(Code::TimedOut, "the broker did not answer"),
+        };
+        match error.code {
+            Code::BrokerUnreachable
+            | Code::BrokerStopping
+            | Code::BrokerBusy
+            | Code::TimedOut
+            | Code::LedgerUnavailable
+            | Code::LedgerUnknown => {
+                tracing::warn!(broker, "not enrolled yet: {error}");
+                tokio::time::sleep(backoff.next()).await;
+            }
+            _ => return Err(error),
+        }
+    }
+}

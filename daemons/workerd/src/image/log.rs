@@ -1,0 +1,125 @@
+//! A build's output: its end is kept, its steps are counted.
+
+/// What is kept of it.
+const MAX_LOG_BYTES: usize = 256 << 10;
+/// No line is looked at beyond this.
+const MAX_LINE_BYTES: usize = 4 << 10;
+
+/// What the classic builder said.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct BuildLog {
+    text: String,
+    line: String,
+    truncated: bool,
+    steps: u32,
+    cached: u32,
+    step: String,
+}
+
+impl BuildLog {
+    /// More of it.
+    pub fn push(&mut self, text: &str) {
+        // A build may write NUL and escape sequences; a log is shown on terminals.
+        let clean: String =
+            text.chars().map(|c| if c.is_control() && !matches!(c, '\n' | '\t') { ' ' } else { c }).collect();
+        for part in clean.split_inclusive('\n') {
+            if self.line.len() < MAX_LINE_BYTES {
+                self.line.push_str(part);
+            }
+            if part.ends_with('\n') {
+                self.end_line();
+            }
+        }
+        self.text.push_str(&clean);
+        // Cut now and then, not at every line.
+        if self.text.len() > 2 * MAX_LOG_BYTES {
+            self.cut();
+        }
+    }
+
+    fn cut(&mut self) {
+        if self.text.len() <= MAX_LOG_BYTES {
+            return;
+        }
+        let mut from = self.text.len() - MAX_LOG_BYTES;
+        while !self.text.is_char_boundary(from) {
+            from += 1;
+        }
+        self.text.drain(..from);
+        self.truncated = true;
+    }
+
+    fn end_line(&mut self) {
+        let line = std::mem::take(&mut self.line);
+        let line = line.trim_end();
+        if let Some(total) = step_total(line) {
+            self.steps = total;
+            line.clone_into(&mut self.step);
+        } else if line == " ---> Using cache" {
+            self.cached += 1;
+        }
+    }
+
+    /// How many steps the Dockerfile has.
+    pub fn steps(&self) -> u32 {
+        self.steps
+    }
+
+    /// How many of them came from the cache.
+    pub fn cached_steps(&self) -> u32 {
+        self.cached
+    }
+
+    /// The step that it is at, e.g. `Step 3/5 : RUN make`.
+    pub fn step(&self) -> &str {
+        &self.step
+    }
+
+    /// The last lines.
+    pub fn last_lines(&self, n: usize) -> String {
+        let lines: Vec<&str> = self.text.lines().rev().take(n).collect();
+        lines.into_iter().rev().collect::<Vec<_>>().join("\n")
+    }
+
+    /// The text, and whether its beginning is missing.
+    pub fn finish(mut self) -> (String, bool) {
+        self.cut();
+        (self.text, self.truncated)
+    }
+}
+
+/// `5` of `Step 3/5 : RUN make`.
+fn step_total(line: &str) -> Option<u32> {
+    let (count, _) = line.strip_prefix("Step ")?.split_once(" : ")?;
+    let (at, total) = count.split_once('/')?;
+    at.parse::<u32>().ok()?;
+    total.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_and_cached_steps_are_counted_across_pieces() {
+        let mut log = BuildLog::default();
+        for piece in
+            ["Step 1/3 : FROM x\n ---> abc\nStep 2", "/3 : RUN a\n ---> Using cache\n", "Step 3/3 : RUN b\n"]
+        {
+            log.push(piece);
+        }
+        assert_eq!((log.steps(), log.cached_steps(), log.step()), (3, 1, "Step 3/3 : RUN b"));
+        assert_eq!(log.last_lines(1), "Step 3/3 : RUN b");
+    }
+
+    #[test]
+    fn the_end_is_kept_and_terminals_are_spared() {
+        let mut log = BuildLog::default();
+        for n in 0..100_000 {
+            log.push(&format!("ä line {n} \u{1b}[31m\n"));
+        }
+        let (text, truncated) = log.finish();
+        assert!(truncated && text.len() <= MAX_LOG_BYTES);
+        assert!(text.contains("line 99999") && !text.contains('\u{1b}'));
+    }
+}

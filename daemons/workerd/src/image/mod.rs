@@ -1,0 +1,357 @@
+//! Images: each is named after the content that it is built from, so that one build serves all tasks that share it.
+
+mod build;
+mod credentials;
+mod log;
+
+use std::{
+    collections::{HashMap, HashSet},
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant, SystemTime},
+};
+
+use bollard::{Docker, auth::DockerCredentials};
+use codering_core::{Code, Error, JobId, Source, time::Millis};
+use futures::{
+    FutureExt,
+    future::{BoxFuture, Shared, WeakShared},
+};
+use sha2::{Digest, Sha256};
+
+pub use self::log::BuildLog;
+use crate::{
+    checkout::{CheckoutError, Look, Mirrors},
+    clock::now,
+    config::{Build, Config, Proxy},
+    sandbox::{Image, refusal},
+};
+
+/// The repository of all tags.
+pub const REPOSITORY: &str = "codering/ctx";
+/// A build that failed is not tried again within this time: a job's tasks come one after the other.
+const FAILED_FOR: Duration = Duration::from_secs(60);
+/// So many failures are remembered.
+const MAX_FAILED: usize = 64;
+/// The lines of the log that a failed task shows.
+const SHOWN_LINES: usize = 25;
+/// Builds at once on this worker.
+const MAX_BUILDS: usize = 4;
+
+/// Why there is no image.
+#[derive(Debug, Clone)]
+pub enum BuildError {
+    /// The Dockerfile's fault, or the repository's.
+    Failed {
+        /// One sentence that names the step.
+        message: String,
+        /// The log's last lines.
+        lines: String,
+        /// What to tell the broker, where Docker got as far as building.
+        report: Option<Arc<Report>>,
+    },
+    /// Docker's fault or git's.
+    Unavailable(String),
+}
+
+/// What became of a build, without a report.
+#[derive(Debug, Clone)]
+enum Problem {
+    Failed(String),
+    Unavailable(String),
+}
+
+impl From<CheckoutError> for Problem {
+    fn from(error: CheckoutError) -> Self {
+        match error {
+            CheckoutError::Refused(error) => Self::Failed(error.to_string()),
+            CheckoutError::Unreachable(error) => Self::Unavailable(error.to_string()),
+        }
+    }
+}
+
+/// A build that was made, told once to each job that waited for it.
+#[derive(Debug)]
+#[allow(missing_docs)]
+pub struct Report {
+    pub image: String,
+    pub commit: String,
+    pub succeeded: bool,
+    pub started_at: Millis,
+    pub took_ms: u64,
+    pub steps: u32,
+    pub cached_steps: u32,
+    pub log: String,
+    pub log_truncated: bool,
+    told: Mutex<HashSet<JobId>>,
+}
+
+impl Report {
+    /// Whether this job was not told yet. It counts as told from now on.
+    pub fn first_for(&self, job: &JobId) -> bool {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).insert(job.clone())
+    }
+}
+
+/// An image that is there, and stays while this is held.
+#[derive(Debug)]
+pub struct Ready {
+    /// The image.
+    pub image: Image,
+    /// The build, where one was made for it.
+    pub report: Option<Arc<Report>>,
+    _use: InUse,
+}
+
+type Flight = BoxFuture<'static, Result<Arc<Report>, BuildError>>;
+
+/// All images of this worker.
+#[derive(Clone)]
+pub struct Images(Arc<Inner>);
+
+struct Inner {
+    docker: Docker,
+    mirrors: Mirrors,
+    config: Build,
+    proxy: Proxy,
+    credentials: Option<PathBuf>,
+    stamps: PathBuf,
+    flights: Mutex<HashMap<String, WeakShared<Flight>>>,
+    failed: Mutex<HashMap<String, (Instant, BuildError)>>,
+    used: Arc<Mutex<HashMap<String, usize>>>,
+    room: tokio::sync::Semaphore,
+    builds: std::sync::atomic::AtomicU64,
+}
+
+/// Keeps an image from being evicted.
+#[derive(Debug)]
+struct InUse {
+    used: Arc<Mutex<HashMap<String, usize>>>,
+    name: String,
+}
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = used.get_mut(&self.name) {
+            *count -= 1;
+            if *count == 0 {
+                used.remove(&self.name);
+            }
+        }
+    }
+}
+
+impl Images {
+    /// Those of this worker.
+    ///
+    /// # Errors
+    /// [`Code::Internal`] when its directory cannot be made; [`Code::ConfigInvalid`] for the registry credentials.
+    pub fn new(docker: Docker, mirrors: Mirrors, config: &Config) -> Result<Self, Error> {
+        let stamps = config.path("contexts");
+        std::fs::create_dir_all(&stamps)
+            .map_err(|e| Error::new(Code::Internal, e.to_string()).at(stamps.display().to_string()))?;
+        if let Some(file) = &config.docker_credentials {
+            credentials::read(file)?;
+        }
+        Ok(Self(Arc::new(Inner {
+            docker,
+            mirrors,
+            config: config.build.clone(),
+            proxy: config.proxy.clone(),
+            credentials: config.docker_credentials.clone(),
+            stamps,
+            flights: Mutex::default(),
+            failed: Mutex::default(),
+            used: Arc::default(),
+            room: tokio::sync::Semaphore::new(MAX_BUILDS),
+            builds: std::sync::atomic::AtomicU64::new(0),
+        })))
+    }
+
+    /// The image of a source at a commit: there already, or built once for all who ask.
+    ///
+    /// # Errors
+    /// See [`BuildError`].
+    pub async fn ready(&self, source: &Source, look: &Look) -> Result<Ready, BuildError> {
+        let failed = |message: String| BuildError::Failed { lines: message.clone(), message, report: None };
+        if !look.has_dockerfile {
+            return Err(failed(format!(
+                "the repository has no file `{}` at commit {}",
+                codering_core::ids::shown(&source.dockerfile),
+                look.commit
+            )));
+        }
+        let name = self.name(source, look);
+        let in_use = self.hold(&name);
+        if let Some(image) = self.inspect(&name).await? {
+            self.stamp(&name);
+            return Ok(Ready { image, report: None, _use: in_use });
+        }
+        if let Some(error) = self.failed_lately(&name) {
+            return Err(error);
+        }
+        let report = self.join(&name, source, look).await?;
+        let image = self.inspect(&name).await?;
+        let image = image.ok_or_else(|| {
+            BuildError::Unavailable("the image was built, and then it was not there".into())
+        })?;
+        self.stamp(&name);
+        Ok(Ready { image, report: Some(report), _use: in_use })
+    }
+
+    /// How many builds were made.
+    pub fn builds(&self) -> u64 {
+        self.0.builds.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    /// Whether an attempt uses it now.
+    pub fn is_used(&self, name: &str) -> bool {
+        self.used().contains_key(name)
+    }
+
+    /// When it was last used by this worker.
+    pub fn last_used(&self, name: &str) -> SystemTime {
+        let stamp = std::fs::metadata(self.stamp_file(name)).and_then(|about| about.modified());
+        stamp.unwrap_or(SystemTime::UNIX_EPOCH)
+    }
+
+    /// Forgets when it was used.
+    pub fn forget(&self, name: &str) {
+        let _ = std::fs::remove_file(self.stamp_file(name));
+    }
+
+    fn used(&self) -> MutexGuard<'_, HashMap<String, usize>> {
+        self.0.used.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn failed(&self) -> MutexGuard<'_, HashMap<String, (Instant, BuildError)>> {
+        self.0.failed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The name says the content: git's own hash of the tree, the Dockerfile's path, and what else goes into a build.
+    fn name(&self, source: &Source, look: &Look) -> String {
+        let mut hash = Sha256::new();
+        for part in ["1", &look.tree, &source.dockerfile, &self.0.config.network.to_string()] {
+            hash.update((part.len() as u64).to_be_bytes());
+            hash.update(part.as_bytes());
+        }
+        let hash: String = hash.finalize().iter().take(16).map(|b| format!("{b:02x}")).collect();
+        format!("{REPOSITORY}:{hash}")
+    }
+
+    fn hold(&self, name: &str) -> InUse {
+        *self.used().entry(name.to_owned()).or_insert(0) += 1;
+        InUse { used: self.0.used.clone(), name: name.to_owned() }
+    }
+
+    fn stamp_file(&self, name: &str) -> PathBuf {
+        self.0.stamps.join(name.rsplit(':').next().unwrap_or(name))
+    }
+
+    fn stamp(&self, name: &str) {
+        if let Err(e) = std::fs::write(self.stamp_file(name), b"") {
+            tracing::warn!(image = name, "its use was not noted: {e}");
+        }
+    }
+
+    async fn inspect(&self, name: &str) -> Result<Option<Image>, BuildError> {
+        let found = match self.0.docker.inspect_image(name).await {
+            Ok(found) => found,
+            Err(e) if refusal::answer(&e).is_some_and(|(status, _)| status == 404) => return Ok(None),
+            Err(e) => return Err(BuildError::Unavailable(refusal::unavailable("look for the image", &e).0)),
+        };
+        let config = found.config.unwrap_or_default();
+        Ok(Some(Image {
+            id: found.id.unwrap_or_else(|| name.to_owned()),
+            name: name.to_owned(),
+            user: config.user.unwrap_or_default(),
+            workdir: config.working_dir.unwrap_or_default(),
+            volumes: config.volumes.unwrap_or_default(),
+        }))
+    }
+
+    fn failed_lately(&self, name: &str) -> Option<BuildError> {
+        let mut failed = self.failed();
+        failed.retain(|_, (since, _)| since.elapsed() < FAILED_FOR);
+        failed.get(name).map(|(_, error)| error.clone())
+    }
+
+    /// The build that runs, or a new one.
+    fn join(&self, name: &str, source: &Source, look: &Look) -> Shared<Flight> {
+        let mut flights = self.0.flights.lock().unwrap_or_else(PoisonError::into_inner);
+        flights.retain(|_, flight| flight.upgrade().is_some());
+        if let Some(running) = flights.get(name).and_then(WeakShared::upgrade)
+            && running.peek().is_none()
+        {
+            return running;
+        }
+        let (images, name_, source, look) = (self.clone(), name.to_owned(), source.clone(), look.clone());
+        let flight = async move { images.build(&name_, &source, &look).await }.boxed().shared();
+        if let Some(weak) = flight.downgrade() {
+            flights.insert(name.to_owned(), weak);
+        }
+        flight
+    }
+
+    async fn build(&self, name: &str, source: &Source, look: &Look) -> Result<Arc<Report>, BuildError> {
+        let _room = self.0.room.acquire().await;
+        self.0.builds.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let (started_at, began) = (now(), Instant::now());
+        let mut log = BuildLog::default();
+        let job = build::Job {
+            docker: &self.0.docker,
+            mirrors: &self.0.mirrors,
+            config: &self.0.config,
+            proxy: &self.0.proxy,
+            credentials: self.registry_credentials()?,
+            source,
+            look,
+            name,
+        };
+        tracing::info!(image = name, commit = look.commit, "building an image");
+        let done = build::build(&job, &mut log).await;
+        let took_ms = began.elapsed().as_millis() as u64;
+        let (steps, cached_steps) = (log.steps(), log.cached_steps());
+        let lines = log.last_lines(SHOWN_LINES);
+        let (log, log_truncated) = log.finish();
+        let report = Arc::new(Report {
+            image: name.to_owned(),
+            commit: look.commit.clone(),
+            succeeded: done.is_ok(),
+            started_at,
+            took_ms,
+            steps,
+            cached_steps,
+            log,
+            log_truncated,
+            told: Mutex::default(),
+        });
+        tracing::info!(
+            image = name,
+            took_ms,
+            steps,
+            cached_steps,
+            succeeded = report.succeeded,
+            "build done"
+        );
+        match done {
+            Ok(()) => Ok(report),
+            Err(Problem::Unavailable(why)) => Err(BuildError::Unavailable(why)),
+            Err(Problem::Failed(message)) => {
+                let error = BuildError::Failed { message, lines, report: Some(report) };
+                let mut failed = self.failed();
+                if failed.len() >= MAX_FAILED {
+                    failed.clear();
+                }
+                failed.insert(name.to_owned(), (Instant::now(), error.clone()));
+                Err(error)
+            }
+        }
+    }
+
+    fn registry_credentials(&self) -> Result<Option<HashMap<String, DockerCredentials>>, BuildError> {
+        let read = self.0.credentials.as_deref().map(credentials::read).transpose();
+        read.map_err(|e| BuildError::Unavailable(e.to_string()))
+    }
+}

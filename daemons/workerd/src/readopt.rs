@@ -1,0 +1,138 @@
+//! After a restart: containers of the former process are taken up again, or removed.
+
+use std::{sync::Arc, time::Duration};
+
+use codering_core::Outcome;
+use tokio::time::Instant;
+
+use crate::{
+    attempt::{self, Ended, Fault, Trace},
+    clock::now,
+    held::Held,
+    leases::{self, Former},
+    run::{self, Feed, Order},
+    sandbox::{Left, Sandbox, Unavailable, Whose},
+    worker::{Real, Worker},
+};
+
+/// A container that nobody knows is removed when it is older: another may be in the making right now.
+const ORPHAN_AGE_MS: i64 = 120_000;
+/// What a kill at the limit may take.
+const OVERTIME_MS: u64 = 2000;
+/// A lease of which nothing is known has this long to be renewed.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// Looks at all that was left, once, before the stream is up.
+///
+/// # Errors
+/// When Docker does not answer.
+pub(crate) async fn run(worker: &Arc<Worker>, real: &Real) -> Result<(), Unavailable> {
+    let known = leases::read(&worker.leases_file());
+    for left in real.sandbox.left().await? {
+        let lease = left.whose.as_ref().and_then(|whose| known.get(&whose.token)).copied();
+        match judge(&left, lease, |whose| worker.spool.contains(&whose.token)) {
+            Verdict::Adopt => adopt(worker, real.sandbox.clone(), left, lease),
+            Verdict::Remove(why) => {
+                tracing::info!(container = left.id, why, "a container of the former process is removed");
+                real.sandbox.remove(&left.id).await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Removes containers of this worker that no attempt knows.
+///
+/// # Errors
+/// When Docker does not answer.
+pub(crate) async fn sweep(worker: &Arc<Worker>, sandbox: &dyn Sandbox) -> Result<(), Unavailable> {
+    for left in sandbox.left().await? {
+        let held = left.whose.as_ref().is_some_and(|whose| worker.attempts.get(&whose.token).is_some());
+        if !held && left.created_at < now() - ORPHAN_AGE_MS {
+            tracing::warn!(container = left.id, "an orphan is removed");
+            sandbox.remove(&left.id).await?;
+        }
+    }
+    Ok(())
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    Adopt,
+    Remove(&'static str),
+}
+
+fn judge(left: &Left, lease: Option<Former>, spooled: impl Fn(&Whose) -> bool) -> Verdict {
+    let Some(whose) = &left.whose else { return Verdict::Remove("its labels cannot be read") };
+    if spooled(whose) {
+        return Verdict::Remove("its result is in the spool");
+    }
+    if left.began_at.is_none() {
+        return Verdict::Remove("it was never started");
+    }
+    if lease.is_some_and(|lease| lease.left.is_none()) {
+        return Verdict::Remove("its lease ended while no worker was there");
+    }
+    if whose.record.stdin && !lease.is_some_and(|lease| lease.fed) {
+        return Verdict::Remove("its standard input was not written to the end");
+    }
+    Verdict::Adopt
+}
+
+fn adopt(worker: &Arc<Worker>, sandbox: Arc<dyn Sandbox>, left: Left, lease: Option<Former>) {
+    let Some(whose) = left.whose.clone() else { return };
+    let remaining = lease.and_then(|lease| lease.left).unwrap_or(GRACE);
+    let held = Held::new(
+        whose.token.clone(),
+        whose.project.clone(),
+        whose.job.clone(),
+        whose.task.clone(),
+        whose.attempt,
+        whose.record.output_bytes,
+        Duration::from_millis(whose.record.lease_ms),
+        Instant::now() + remaining,
+    );
+    held.enter("run");
+    held.runs_in(&left.id, &whose.record.image);
+    held.fed();
+    worker.attempts.insert(held.clone());
+    tracing::info!(job = %held.job, task = %held.task, container = left.id, "a running container is taken up again");
+    let worker = worker.clone();
+    let tasks = worker.tasks.clone();
+    tasks.spawn(async move {
+        let _slot = worker.slots.try_acquire();
+        let mut trace = Trace {
+            started_at: whose.record.started_at,
+            phases: whose.record.phases,
+            commit: whose.record.commit.clone(),
+            image: whose.record.image.clone(),
+        };
+        let began_at = left.began_at.unwrap_or_else(now);
+        let ended = follow(sandbox.as_ref(), &left, &whose, &held, began_at).await;
+        trace.phases.run = u64::try_from(now() - began_at).unwrap_or(0);
+        attempt::finish(&worker, &held, &trace, ended).await;
+    });
+}
+
+/// From where the former process left off.
+async fn follow(
+    sandbox: &dyn Sandbox,
+    left: &Left,
+    whose: &Whose,
+    held: &Arc<Held>,
+    began_at: i64,
+) -> Result<Ended, Fault> {
+    let timeout = Duration::from_millis(whose.record.timeout_ms);
+    let ran = Duration::from_millis(u64::try_from(now() - began_at).unwrap_or(0));
+    let running = sandbox.adopt(left).await?;
+    // One that ended by itself while nobody was there is found ended at once; only then its time is looked at.
+    let patience = timeout.saturating_sub(ran).max(Duration::from_secs(2));
+    let until = Instant::now() + patience;
+    let order = Order { feed: Feed::Nothing, until, record: &whose.record, adopted: true };
+    let (ended, exit) = run::supervise(running, held, order).await?;
+    let took = exit.map(|exit| exit.finished_at - exit.started_at).and_then(|ms| u64::try_from(ms).ok());
+    if took.is_some_and(|ms| ms > whose.record.timeout_ms + OVERTIME_MS) {
+        return Ok(Ended::of(Outcome::TimedOut, "it ran past its limit while the worker was restarted"));
+    }
+    Ok(ended)
+}

@@ -1,0 +1,224 @@
+//! A started command: its output drained, its input fed, its time kept, its end awaited.
+
+use std::{pin::Pin, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use codering_core::{LeaseToken, Outcome, units::show_duration};
+use futures::{StreamExt, stream::BoxStream};
+use tokio::{
+    io::{AsyncWrite, AsyncWriteExt},
+    task::AbortHandle,
+    time::Instant,
+};
+
+use crate::{
+    attempt::{Ended, Fault},
+    broker::Broker,
+    held::{Held, Stop},
+    output::Capture,
+    sandbox::{Control, Exit, Piece, Record, Running, Unavailable, docker::read_again},
+};
+
+/// For the rest of the output, once the command has ended.
+const DRAIN: Duration = Duration::from_secs(15);
+/// Between tries to kill a container.
+const KILL_AGAIN: Duration = Duration::from_secs(1);
+/// Then it is left to the orphans' sweep.
+const KILLS: u32 = 10;
+
+/// What goes to the standard input.
+pub(crate) enum Feed {
+    /// None.
+    Nothing,
+    /// The task's own.
+    Bytes(Vec<u8>),
+    /// The job's results, from the broker.
+    Results(Broker, LeaseToken),
+}
+
+/// Ends a task with its owner.
+struct AbortOnDrop(AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// What is awaited of a command.
+pub(crate) struct Order<'a> {
+    /// What goes to its standard input.
+    pub feed: Feed,
+    /// When it is killed.
+    pub until: Instant,
+    /// What it was started with.
+    pub record: &'a Record,
+    /// A former process started it, so that what it wrote meanwhile is only in Docker's log.
+    pub adopted: bool,
+}
+
+/// Stays with a command until it has ended, and removes its container.
+pub(crate) async fn supervise(
+    running: Running,
+    held: &Arc<Held>,
+    order: Order<'_>,
+) -> Result<(Ended, Option<Exit>), Fault> {
+    let control = running.control.clone();
+    let ended = watch(running, held, order).await;
+    if !matches!(ended, Err(Fault::Detached)) {
+        let id = held.container();
+        tokio::spawn(async move {
+            if let Err(e) = control.remove().await {
+                tracing::warn!(container = id, "left for the next sweep: {e}");
+            }
+        });
+    }
+    ended
+}
+
+async fn watch(running: Running, held: &Arc<Held>, order: Order<'_>) -> Result<(Ended, Option<Exit>), Fault> {
+    let Running { output, stdin, control, .. } = running;
+    let drained = tokio::spawn(drain(output, held.capture.clone()));
+    let _drained = AbortOnDrop(drained.abort_handle());
+    let (fed, mut trouble) = tokio::sync::oneshot::channel();
+    let feeding = tokio::spawn(feed_all(stdin, order.feed, held.clone(), fed));
+    let _feeding = AbortOnDrop(feeding.abort_handle());
+    let mut input_over = false;
+    let wait = control.wait();
+    tokio::pin!(wait);
+    let (ended, exit) = loop {
+        tokio::select! {
+            biased;
+            exit = &mut wait => {
+                let exit = exit?;
+                break (Ended::by(exit, order.record.memory_bytes), Some(exit));
+            }
+            why = held.stopped() => {
+                if why == Stop::Detach && held.is_fed() {
+                    return Err(Fault::Detached);
+                }
+                end(control.as_ref()).await?;
+                return Err(Fault::Stopped(why));
+            }
+            () = tokio::time::sleep_until(order.until) => {
+                end(control.as_ref()).await?;
+                let limit = show_duration(order.record.timeout_ms);
+                let message = format!("it ran past its limit of {limit} and was killed");
+                break (Ended::of(Outcome::TimedOut, message), None);
+            }
+            went = &mut trouble, if !input_over => {
+                input_over = true;
+                if let Ok(Err(why)) = went {
+                    end(control.as_ref()).await?;
+                    return Err(Fault::Ours(why));
+                }
+            }
+        }
+    };
+    if drained_within(drained).await.is_err() || order.adopted {
+        again(control.as_ref(), &held.capture).await?;
+    }
+    Ok((ended, exit))
+}
+
+async fn drained_within(
+    drained: tokio::task::JoinHandle<Result<(), Unavailable>>,
+) -> Result<(), Unavailable> {
+    match tokio::time::timeout(DRAIN, drained).await {
+        Ok(Ok(done)) => done,
+        Ok(Err(e)) => Err(Unavailable(e.to_string())),
+        Err(_) => Err(Unavailable("the output did not end with the command".into())),
+    }
+}
+
+/// Takes the output from Docker's log, from its beginning.
+async fn again(control: &dyn Control, capture: &Capture) -> Result<(), Fault> {
+    capture.reset();
+    let whole = read_again(control, |(stream, data)| capture.push(stream, &data)).await?;
+    if whole {
+        return Ok(());
+    }
+    Err(Fault::Ours("the output was interrupted, and was longer than the log to read it again from".into()))
+}
+
+async fn drain(
+    mut output: BoxStream<'static, Result<Piece, Unavailable>>,
+    capture: Capture,
+) -> Result<(), Unavailable> {
+    while let Some(piece) = output.next().await {
+        let (stream, data) = piece?;
+        capture.push(stream, &data);
+    }
+    Ok(())
+}
+
+/// Kills it and sees it end.
+async fn end(control: &dyn Control) -> Result<Exit, Unavailable> {
+    let mut last = None;
+    for _ in 0..KILLS {
+        if let Err(e) = control.kill().await {
+            last = Some(e);
+            tokio::time::sleep(KILL_AGAIN).await;
+            continue;
+        }
+        if let Ok(exit) = tokio::time::timeout(KILL_AGAIN * 5, control.wait()).await {
+            return exit;
+        }
+    }
+    Err(last.unwrap_or_else(|| Unavailable("the container does not end".into())))
+}
+
+async fn feed_all(
+    stdin: Option<Pin<Box<dyn AsyncWrite + Send>>>,
+    feed: Feed,
+    held: Arc<Held>,
+    done: tokio::sync::oneshot::Sender<Result<(), String>>,
+) {
+    let Some(mut stdin) = stdin else {
+        held.fed();
+        let _ = done.send(Ok(()));
+        return;
+    };
+    let fed = match feed {
+        Feed::Nothing => Ok(()),
+        Feed::Bytes(bytes) => {
+            write(&mut stdin, &bytes).await;
+            Ok(())
+        }
+        Feed::Results(broker, token) => feed_results(&mut stdin, &broker, &token).await,
+    };
+    if fed.is_ok() {
+        // The command may have closed its end already.
+        let _ = stdin.shutdown().await;
+        held.fed();
+    }
+    let _ = done.send(fed);
+}
+
+/// `false`: the command does not read any more, which is its own affair.
+async fn write(stdin: &mut Pin<Box<dyn AsyncWrite + Send>>, bytes: &[u8]) -> bool {
+    stdin.write_all(bytes).await.is_ok()
+}
+
+async fn feed_results(
+    stdin: &mut Pin<Box<dyn AsyncWrite + Send>>,
+    broker: &Broker,
+    token: &LeaseToken,
+) -> Result<(), String> {
+    let mut input = broker.input(token).await?;
+    loop {
+        let chunk: Option<Bytes> = input
+            .next()
+            .await
+            .transpose()
+            .map_err(|e: String| format!("the results could not be read to their end: {e}"))?;
+        match chunk {
+            None => return Ok(()),
+            Some(chunk) => {
+                if !write(stdin, &chunk).await {
+                    return Ok(());
+                }
+            }
+        }
+    }
+}

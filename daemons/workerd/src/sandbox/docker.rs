@@ -1,0 +1,314 @@
+//! A container for each attempt.
+
+use std::{collections::HashMap, pin::Pin, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use bollard::{
+    Docker,
+    container::LogOutput,
+    errors::Error,
+    models::{ContainerInspectResponse, ContainerSummary},
+    query_parameters::{
+        AttachContainerOptionsBuilder, CreateContainerOptionsBuilder, KillContainerOptionsBuilder,
+        ListContainersOptionsBuilder, LogsOptionsBuilder, RemoveContainerOptionsBuilder,
+        WaitContainerOptionsBuilder,
+    },
+};
+use codering_core::{
+    WorkerName,
+    time::{Millis, from_rfc3339},
+};
+use futures::{StreamExt, stream::BoxStream};
+use tokio::{io::AsyncWrite, time::timeout};
+
+use super::{
+    Control, Exit, Left, Piece, Running, Sandbox, Spec, StartError, Unavailable, Whose, refusal, settings,
+    settings::label,
+};
+use crate::{config::SandboxConfig, output::Stream};
+
+/// For one short call to Docker.
+const CALL_TIMEOUT: Duration = Duration::from_secs(60);
+/// How often Docker is asked again whether a container has ended, when it broke off while it was waited for.
+const RETRY_EVERY: Duration = Duration::from_secs(2);
+/// For so long; then the attempt is given up as the infrastructure's failure.
+const RETRIES: u32 = 60;
+/// What an entry of Docker's log weighs at most beyond its text.
+const ENTRY_OVERHEAD: u64 = 64;
+
+/// Runs each attempt in a Docker container of its own.
+#[derive(Debug, Clone)]
+pub struct Containers {
+    docker: Docker,
+    worker: WorkerName,
+    config: SandboxConfig,
+    cores: f64,
+}
+
+impl Containers {
+    /// For this worker's attempts.
+    pub fn new(docker: Docker, worker: WorkerName, config: SandboxConfig) -> Self {
+        let cores = std::thread::available_parallelism().map_or(1.0, |n| n.get() as f64);
+        Self { docker, worker, config, cores }
+    }
+
+    async fn create(&self, spec: &Spec) -> Result<String, StartError> {
+        let name = format!("codering-{}", spec.token);
+        let body = settings::body(spec, &self.worker, &self.config, self.cores);
+        let create = || {
+            let options = CreateContainerOptionsBuilder::default().name(&name).build();
+            call(self.docker.create_container(Some(options), body.clone()))
+        };
+        match create().await {
+            Ok(created) => Ok(created.id),
+            // Left by an attempt of this very token that did not get further.
+            Err(error) if refusal::answer(&error).is_some_and(|(status, _)| status == 409) => {
+                self.remove(&name).await?;
+                create().await.map(|created| created.id).map_err(|e| refusal::of_start(&e))
+            }
+            Err(error) => Err(refusal::of_start(&error)),
+        }
+    }
+
+    async fn launch(&self, id: &str, spec: &Spec) -> Result<Running, StartError> {
+        let options = AttachContainerOptionsBuilder::default()
+            .stdin(spec.stdin)
+            .stdout(true)
+            .stderr(true)
+            .stream(true)
+            .build();
+        // Attached before it starts, so that nothing is missed.
+        let attached = call(self.docker.attach_container(id, Some(options)))
+            .await
+            .map_err(|e| refusal::unavailable("attach to the container", &e))?;
+        call(self.docker.start_container(id, None)).await.map_err(|e| refusal::of_start(&e))?;
+        let stdin = spec.stdin.then_some(attached.input as Pin<Box<dyn AsyncWrite + Send>>);
+        Ok(Running {
+            id: id.to_owned(),
+            output: pieces(attached.output),
+            stdin,
+            control: Arc::new(self.container(id, spec.limits.output_bytes)),
+        })
+    }
+
+    /// Docker says year 1 of one that was never started.
+    async fn began_at(&self, id: &str) -> Option<Millis> {
+        let found = call(self.docker.inspect_container(id, None)).await.ok()?;
+        from_rfc3339(&found.state?.started_at?).filter(|at| *at > 0)
+    }
+
+    fn container(&self, id: &str, output_bytes: u64) -> Container {
+        let log_bytes = settings::log_bytes(output_bytes);
+        Container { docker: self.docker.clone(), id: id.to_owned(), log_bytes }
+    }
+}
+
+/// One call, with a bound.
+async fn call<T>(future: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    timeout(CALL_TIMEOUT, future).await.unwrap_or(Err(Error::RequestTimeoutError))
+}
+
+fn pieces<S>(output: S) -> BoxStream<'static, Result<Piece, Unavailable>>
+where
+    S: futures::Stream<Item = Result<LogOutput, Error>> + Send + 'static,
+{
+    output
+        .filter_map(async |item| match item {
+            Ok(LogOutput::StdErr { message }) => Some(Ok((Stream::Stderr, message))),
+            Ok(LogOutput::StdOut { message } | LogOutput::Console { message }) => {
+                Some(Ok((Stream::Stdout, message)))
+            }
+            Ok(LogOutput::StdIn { .. }) => None,
+            Err(error) => Some(Err(refusal::unavailable("read the output", &error))),
+        })
+        .boxed()
+}
+
+#[async_trait]
+impl Sandbox for Containers {
+    async fn start(&self, spec: &Spec) -> Result<Running, StartError> {
+        let id = self.create(spec).await?;
+        match self.launch(&id, spec).await {
+            Ok(running) => Ok(running),
+            Err(error) => {
+                if let Err(left) = self.remove(&id).await {
+                    tracing::warn!(container = id, "{left}");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn left(&self) -> Result<Vec<Left>, Unavailable> {
+        let mine = format!("{}={}", label::WORKER, self.worker);
+        let filters = HashMap::from([("label".to_owned(), vec![mine])]);
+        let options = ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
+        let found = call(self.docker.list_containers(Some(options)))
+            .await
+            .map_err(|e| refusal::unavailable("list containers", &e))?;
+        let mut all: Vec<Left> = found.into_iter().filter_map(left).collect();
+        for left in &mut all {
+            left.began_at = self.began_at(&left.id).await;
+        }
+        Ok(all)
+    }
+
+    async fn adopt(&self, left: &Left) -> Result<Running, Unavailable> {
+        let output_bytes = left.whose.as_ref().map_or(0, |whose| whose.record.output_bytes);
+        let container = self.container(&left.id, output_bytes);
+        Ok(Running {
+            id: left.id.clone(),
+            output: pieces(container.log(true)),
+            stdin: None,
+            control: Arc::new(container),
+        })
+    }
+
+    async fn remove(&self, id: &str) -> Result<(), Unavailable> {
+        remove(&self.docker, id).await
+    }
+}
+
+async fn remove(docker: &Docker, id: &str) -> Result<(), Unavailable> {
+    let options = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
+    match call(docker.remove_container(id, Some(options))).await {
+        Ok(()) => Ok(()),
+        // Not there, or being removed already.
+        Err(error) if refusal::answer(&error).is_some_and(|(status, _)| matches!(status, 404 | 409)) => {
+            Ok(())
+        }
+        Err(error) => Err(refusal::unavailable("remove a container", &error)),
+    }
+}
+
+fn left(summary: ContainerSummary) -> Option<Left> {
+    let labels = summary.labels.unwrap_or_default();
+    let whose = || {
+        let text = |name: &str| labels.get(name).map(String::as_str);
+        Some(Whose {
+            token: text(label::TOKEN)?.parse().ok()?,
+            project: text(label::PROJECT)?.parse().ok()?,
+            job: text(label::JOB)?.parse().ok()?,
+            task: text(label::TASK)?.parse().ok()?,
+            attempt: text(label::ATTEMPT)?.parse().ok()?,
+            record: serde_json::from_str(text(label::RECORD)?).ok()?,
+        })
+    };
+    Some(Left {
+        whose: whose(),
+        created_at: summary.created.unwrap_or(0).saturating_mul(1000),
+        began_at: None,
+        id: summary.id?,
+    })
+}
+
+struct Container {
+    docker: Docker,
+    id: String,
+    log_bytes: u64,
+}
+
+impl Container {
+    fn log(&self, follow: bool) -> impl futures::Stream<Item = Result<LogOutput, Error>> + Send + use<> {
+        let options = LogsOptionsBuilder::default().stdout(true).stderr(true).follow(follow).build();
+        let (docker, id) = (self.docker.clone(), self.id.clone());
+        follow_log(docker, id, options)
+    }
+
+    async fn inspect(&self) -> Result<ContainerInspectResponse, Error> {
+        call(self.docker.inspect_container(&self.id, None)).await
+    }
+
+    async fn ended(&self) -> Result<Option<Exit>, Error> {
+        let state = self.inspect().await?.state.unwrap_or_default();
+        if state.running == Some(true) || state.paused == Some(true) || state.finished_at.is_none() {
+            return Ok(None);
+        }
+        let at = |text: Option<String>| text.and_then(|t| from_rfc3339(&t)).unwrap_or(0).max(0);
+        Ok(Some(Exit {
+            code: i32::try_from(state.exit_code.unwrap_or(0)).unwrap_or(-1),
+            out_of_memory: state.oom_killed == Some(true),
+            started_at: at(state.started_at),
+            finished_at: at(state.finished_at),
+        }))
+    }
+}
+
+/// The log as a stream that owns what it needs.
+fn follow_log(
+    docker: Docker,
+    id: String,
+    options: bollard::query_parameters::LogsOptions,
+) -> impl futures::Stream<Item = Result<LogOutput, Error>> + Send {
+    let (to, from) = tokio::sync::mpsc::channel(16);
+    tokio::spawn(async move {
+        let mut log = docker.logs(&id, Some(options));
+        while let Some(item) = log.next().await {
+            if to.send(item).await.is_err() {
+                return;
+            }
+        }
+    });
+    tokio_stream::wrappers::ReceiverStream::new(from)
+}
+
+#[async_trait]
+impl Control for Container {
+    async fn wait(&self) -> Result<Exit, Unavailable> {
+        let mut last = None;
+        for tries in 0..RETRIES {
+            if tries > 0 {
+                tokio::time::sleep(RETRY_EVERY).await;
+            }
+            let options = WaitContainerOptionsBuilder::default().condition("not-running").build();
+            // Its own answer gives the code only; what matters is that it has answered.
+            let _ = self.docker.wait_container(&self.id, Some(options)).next().await;
+            match self.ended().await {
+                // The event of the out-of-memory kill may come after that of the end.
+                Ok(Some(exit)) if exit.code == 137 && !exit.out_of_memory => {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    return Ok(self.ended().await.ok().flatten().unwrap_or(exit));
+                }
+                Ok(Some(exit)) => return Ok(exit),
+                Ok(None) => {}
+                Err(error) if refusal::answer(&error).is_some_and(|(status, _)| status == 404) => {
+                    return Err(Unavailable("the container was removed by somebody else".into()));
+                }
+                Err(error) => last = Some(error),
+            }
+        }
+        let why = last.unwrap_or(Error::RequestTimeoutError);
+        Err(refusal::unavailable("wait for the container", &why))
+    }
+
+    async fn kill(&self) -> Result<(), Unavailable> {
+        let options = KillContainerOptionsBuilder::default().signal("SIGKILL").build();
+        match call(self.docker.kill_container(&self.id, Some(options))).await {
+            Ok(()) => Ok(()),
+            Err(error) if refusal::answer(&error).is_some_and(|(status, _)| matches!(status, 404 | 409)) => {
+                Ok(())
+            }
+            Err(error) => Err(refusal::unavailable("kill the container", &error)),
+        }
+    }
+
+    async fn recorded(&self) -> Result<(BoxStream<'static, Result<Piece, Unavailable>>, u64), Unavailable> {
+        Ok((pieces(self.log(false)), self.log_bytes))
+    }
+
+    async fn remove(&self) -> Result<(), Unavailable> {
+        remove(&self.docker, &self.id).await
+    }
+}
+
+/// Reads a log again from its start into `each`. `false`: it was longer than Docker keeps, its beginning may be gone.
+pub async fn read_again(control: &dyn Control, mut each: impl FnMut(Piece)) -> Result<bool, Unavailable> {
+    let (mut log, bound) = control.recorded().await?;
+    let mut weight = 0;
+    while let Some(piece) = log.next().await {
+        let piece = piece?;
+        weight += piece.1.len() as u64 + ENTRY_OVERHEAD;
+        each(piece);
+    }
+    Ok(weight < bound)
+}

@@ -1,0 +1,244 @@
+//! The process from its start to its end, as a table of contents.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use bollard::{API_DEFAULT_VERSION, Docker};
+use clap::Parser;
+use codering_core::{Code, Error};
+use codering_kit::{
+    config, connect,
+    health::{self, Pulse, Readiness},
+    listen, notify,
+    shutdown::{self, Shutdown},
+    telemetry, tls,
+};
+use codering_proto::v1::from_worker::Message;
+use prometheus_client::registry::Registry;
+use tokio::{sync::mpsc, time::timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    broker::Broker,
+    checkout::Mirrors,
+    config::{Config, File, OnStop},
+    enroll, gc,
+    held::Stop,
+    image::Images,
+    metrics::Metrics,
+    readopt,
+    sandbox::docker::Containers,
+    stream,
+    worker::{Real, Work, Worker},
+};
+
+/// Runs tasks for codering-brokerd.
+#[derive(Debug, Parser)]
+#[command(name = "codering-workerd", version)]
+struct Arguments {
+    /// The configuration [default: /etc/codering/workerd.toml]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Check the configuration and exit
+    #[arg(long)]
+    check: bool,
+    /// Run tasks without Docker and git: each succeeds at once. For tests and measurements
+    #[arg(long)]
+    simulate: bool,
+}
+
+/// Docker's default for a response's head; an image's build begins to answer when its context is there.
+const DOCKER_TIMEOUT_SECONDS: u64 = 600;
+/// Between looks for Docker, before it was there for the first time.
+const DOCKER_AGAIN: Duration = Duration::from_secs(2);
+/// What is left of the drain's time for containers to be killed and results to be reported.
+const LAST_WORDS: Duration = Duration::from_secs(3);
+/// A drain that waits for all has no deadline; this is as good as none.
+const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
+/// A stream's loop that does not come round for so long is stuck.
+const STUCK: Duration = Duration::from_secs(60);
+
+/// The process.
+///
+/// # Errors
+/// Those of the configuration, of listening, and of the broker when it refuses the join token.
+pub fn run() -> Result<(), Error> {
+    let arguments = Arguments::parse();
+    tls::install_provider();
+    let mut config = config::load("workerd", arguments.config.as_deref(), File::check)?;
+    config.simulate |= arguments.simulate;
+    if arguments.check {
+        return Ok(());
+    }
+    telemetry::init("codering-workerd")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Error::new(Code::Internal, format!("no runtime: {e}")))?;
+    let ended = runtime.block_on(Box::pin(serve(config)));
+    // What hangs in a system call is not waited for.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    ended
+}
+
+async fn serve(config: Config) -> Result<(), Error> {
+    let drain = if config.on_stop == OnStop::Drain { FOREVER } else { config.shutdown };
+    let shutdown = shutdown::on_signals(drain)
+        .map_err(|e| Error::new(Code::Internal, format!("no signal handlers: {e}")))?;
+    let readiness = Readiness::new();
+    let latch = readiness.latch("broker");
+    let mut registry = Registry::default();
+    let metrics = Metrics::new(&mut registry);
+    let listener = listen::bind(config.metrics).await?;
+    let address = listener.local_addr().map_or_else(|_| String::new(), |a| a.to_string());
+    tracing::info!(metrics = address, broker = config.broker, slots = config.slots, "starting");
+    let probes = health::router(readiness.clone(), Arc::new(registry));
+    let probing =
+        tokio::spawn(listen::serve(listener, None, probes, listen::Bounds::default(), shutdown.clone()));
+
+    let started = tokio::select! {
+        started = start(config, metrics, &readiness) => Some(started?),
+        () = shutdown.begun() => None,
+    };
+    if let Some((worker, events, docker)) = started {
+        Box::pin(work(worker, events, docker, readiness, latch, shutdown)).await;
+    }
+    // A probe that is still asked does not hold the end up.
+    probing.abort();
+    Ok(())
+}
+
+type Started = (Arc<Worker>, mpsc::Receiver<Message>, Option<Docker>);
+
+async fn start(config: Config, metrics: Metrics, readiness: &Readiness) -> Result<Started, Error> {
+    private_directory(&config)?;
+    let proof = enroll::proof(&config).await?;
+    let broker = Broker::new(connect::channel(&config.broker, proof.tls)?);
+    if config.simulate {
+        tracing::warn!("simulating: no task is really run");
+        let (worker, events) = Worker::new(proof.name, config, broker, Work::Simulated, metrics)?;
+        return Ok((worker, events, None));
+    }
+    let docker = docker(&config, readiness).await;
+    let program = std::env::current_exe()
+        .map_err(|e| Error::new(Code::Internal, format!("this executable is not found: {e}")))?;
+    let mirrors = Mirrors::new(
+        program,
+        config.path("mirrors"),
+        config.path("git-home"),
+        config.git.clone(),
+        config.proxy.clone(),
+    )?;
+    let images = Images::new(docker.clone(), mirrors.clone(), &config)?;
+    let sandbox = Arc::new(Containers::new(docker.clone(), proof.name.clone(), config.sandbox.clone()));
+    let work = Work::Real(Box::new(Real { mirrors, images, sandbox }));
+    let (worker, events) = Worker::new(proof.name, config, broker, work, metrics)?;
+    if let Work::Real(real) = &worker.work {
+        while let Err(e) = readopt::run(&worker, real).await {
+            tracing::warn!("containers of a former process were not looked for: {e}");
+            tokio::time::sleep(DOCKER_AGAIN).await;
+        }
+    }
+    Ok((worker, events, Some(docker)))
+}
+
+fn private_directory(config: &Config) -> Result<(), Error> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&config.data_dir).map_err(|e| {
+        Error::new(Code::ConfigInvalid, format!("{}: cannot be made: {e}", config.data_dir.display()))
+            .at("data_dir")
+    })
+}
+
+/// Docker, once it is there.
+async fn docker(config: &Config, readiness: &Readiness) -> Docker {
+    let socket = config.docker_socket.display().to_string();
+    let mut told = false;
+    loop {
+        let why = match Docker::connect_with_unix(&socket, DOCKER_TIMEOUT_SECONDS, API_DEFAULT_VERSION) {
+            Ok(docker) => match timeout(LAST_WORDS, docker.ping()).await {
+                Ok(Ok(_)) => {
+                    readiness.degraded("docker", None);
+                    return docker;
+                }
+                Ok(Err(e)) => e.to_string(),
+                Err(_) => "it does not answer".into(),
+            },
+            Err(e) => e.to_string(),
+        };
+        if !told {
+            tracing::error!(socket, "waiting for Docker: {why}; start it with `systemctl start docker`");
+            told = true;
+        }
+        readiness.degraded("docker", Some(why));
+        tokio::time::sleep(DOCKER_AGAIN).await;
+    }
+}
+
+async fn work(
+    worker: Arc<Worker>,
+    events: mpsc::Receiver<Message>,
+    docker: Option<Docker>,
+    readiness: Readiness,
+    latch: health::Latch,
+    shutdown: Shutdown,
+) {
+    let end = CancellationToken::new();
+    let pulse = Pulse::default();
+    let signs = stream::Signs { readiness: readiness.clone(), latch: Some(latch), pulse: pulse.clone() };
+    let streaming = tokio::spawn(stream::run(worker.clone(), events, signs, shutdown.clone(), end.clone()));
+    if let Some(docker) = docker {
+        tokio::spawn(gc::health(worker.clone(), docker.clone(), readiness.clone(), end.clone()));
+        tokio::spawn(gc::run(worker.clone(), docker, end.clone()));
+    }
+    tokio::spawn(notify::watchdog(move || pulse.alive(STUCK), shutdown.clone()));
+    tokio::select! {
+        () = readiness.ready() => {
+            notify::ready();
+            notify::status(&format!("attached to {}", worker.config.broker));
+            shutdown.begun().await;
+        }
+        () = shutdown.begun() => {}
+    }
+    notify::stopping();
+    readiness.stopping();
+    stop(&worker, &shutdown).await;
+    end.cancel();
+    let _ = timeout(Duration::from_secs(1), streaming).await;
+    tracing::info!(left = worker.attempts.len(), spooled = worker.spool.tokens().len(), "stopped");
+}
+
+/// What becomes of the running attempts; see [`OnStop`].
+async fn stop(worker: &Worker, shutdown: &Shutdown) {
+    let attempts = &worker.attempts;
+    match worker.config.on_stop {
+        OnStop::Kill => attempts.stop_all(Stop::Shutdown),
+        OnStop::Drain => tokio::select! {
+            () = attempts.gone() => {}
+            () = shutdown.ended() => attempts.stop_all(Stop::Detach),
+        },
+        OnStop::Detach => {
+            let until = shutdown.deadline().unwrap_or_else(tokio::time::Instant::now);
+            tokio::select! {
+                () = attempts.gone() => {}
+                () = tokio::time::sleep_until(until.checked_sub(LAST_WORDS).unwrap_or(until)) => {}
+                () = shutdown.ended() => {}
+            }
+            attempts.stop_all(Stop::Detach);
+        }
+    }
+    // Their ends are reported while there is time; what is not stays in the spool.
+    let settled = async {
+        attempts.gone().await;
+        worker.tasks.close();
+        worker.tasks.wait().await;
+        worker.spool.empty().await;
+    };
+    tokio::select! {
+        () = settled => {}
+        () = async {
+            shutdown.ended().await;
+            // Forced or late: a container that is being killed has a moment to go.
+            let _ = timeout(LAST_WORDS, attempts.gone()).await;
+        } => tracing::warn!("stopped before all was settled"),
+    }
+}
