@@ -29,7 +29,7 @@ pub struct Spool {
 enum Waiting {
     OnDisk,
     /// The disk did not take it, so it waits here: better than nothing.
-    InMemory(v1::AttemptReport),
+    InMemory(Box<v1::AttemptReport>),
 }
 
 impl Spool {
@@ -81,7 +81,7 @@ impl Spool {
                     token = &token.as_str()[..8],
                     "a result could not be spooled and waits in memory: {e}"
                 );
-                Waiting::InMemory(report)
+                Waiting::InMemory(Box::new(report))
             }
         };
         self.waiting().insert(token.clone(), waiting);
@@ -106,7 +106,7 @@ impl Spool {
     pub fn get(&self, token: &LeaseToken) -> Option<v1::AttemptReport> {
         let waiting = self.waiting().get(token).cloned()?;
         if let Waiting::InMemory(report) = waiting {
-            return Some(report);
+            return Some(*report);
         }
         let file = self.file(token);
         let read = fs::read(&file).map_err(|e| e.to_string());
