@@ -92,8 +92,11 @@ pub async fn run(ctx: &Context, args: Args) -> Result<(), Error> {
         })
         .collect::<Result<Vec<_>, Error>>()?;
 
+    let mut stopping = of_worker.clone();
     let keeping_workers = async {
         join_all(workers.iter().map(|worker| keep(ctx, worker, of_worker.clone()))).await;
+        // Without a worker there is none to wait for. The sender outlives this.
+        let _ = stopping.wait_for(|phase| *phase > Phase::Run).await;
         // A worker reports its last results to a broker that is still there.
         broker_phase.send_if_modified(|phase| phase.raise(Phase::Drain));
     };
@@ -106,7 +109,8 @@ pub async fn run(ctx: &Context, args: Args) -> Result<(), Error> {
     let ended = tokio::select! {
         failed = serving => failed,
         () = stop.asked() => Ok(()),
-        _ = &mut keeping => Err(Error::new(Code::Internal, "the daemons ended")),
+        // It ends only once the workers were told to, which is below.
+        _ = &mut keeping => return Err(Error::new(Code::Internal, "the daemons ended unasked")),
     };
 
     place.remove_endpoints();
