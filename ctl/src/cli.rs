@@ -29,7 +29,7 @@ pub struct Cli {
 #[command(next_help_heading = "Everywhere")]
 pub struct Global {
     /// The broker of an endpoints.json, as `coderingctl dev` writes it.
-    #[arg(long, global = true, env = "CODERING_ENDPOINTS", value_name = "FILE")]
+    #[arg(long, global = true, env = "CODERING_ENDPOINTS", value_name = "FILE", value_parser = path_or_none)]
     pub endpoints: Option<PathBuf>,
     /// The broker of this name, see `coderingctl login`.
     #[arg(long, global = true, env = "CODERING_CONTEXT", value_name = "NAME", add = verbs::complete::contexts())]
@@ -157,6 +157,11 @@ fn ended(ctx: &Context, end: Result<(), Error>) -> ExitCode {
 /// The whole command line, for completions and man pages.
 pub fn command() -> clap::Command {
     Cli::command()
+}
+
+/// A path; an empty variable is one that is not set.
+fn path_or_none(text: &str) -> Result<PathBuf, std::convert::Infallible> {
+    Ok(text.into())
 }
 
 /// For `value_parser`: `90s`, `10m`, `2h`.

@@ -69,9 +69,9 @@ pub struct Target {
 impl Target {
     /// An endpoints file before a context, a named context before the current one.
     pub fn find(endpoints: Option<&Path>, context: Option<&str>) -> Result<Self, Error> {
-        match endpoints {
+        match endpoints.filter(|path| !path.as_os_str().is_empty()) {
             Some(path) => Self::from_endpoints(path),
-            None => Self::from_contexts(context),
+            None => Self::from_contexts(context.filter(|name| !name.is_empty())),
         }
     }
 
@@ -79,8 +79,11 @@ impl Target {
         let place = path.display().to_string();
         let wrong = |what: String| Error::new(Code::ConfigInvalid, what).at(&place);
         let text = fs::read_to_string(path).map_err(|error| {
-            wrong(format!("the endpoints file cannot be read: {error}"))
-                .hint("`coderingctl dev` writes it, in its --data-dir")
+            let why = match error.kind() {
+                std::io::ErrorKind::NotFound => "there is no such file".to_owned(),
+                _ => format!("cannot be read: {error}"),
+            };
+            wrong(why).hint("`coderingctl dev` writes it, in its --data-dir")
         })?;
         let found: Endpoints = serde_json::from_str(&text)
             .map_err(|error| wrong(format!("not an endpoints file: line {}", error.line())))?;

@@ -43,7 +43,10 @@ pub fn push(dir: &Path, address: &Address, branch: &str, message: &str) -> Resul
             let repository = local(path, address, branch)?;
             retried(|| commit(&repository, dir, branch, message))
         }
-        None => retried(|| remote::push(dir, address, branch, message)),
+        None => {
+            let cache = address::cache_dir()?;
+            retried(|| remote::push(dir, address, branch, message, &cache))
+        }
     }
 }
 

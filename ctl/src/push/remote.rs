@@ -10,13 +10,19 @@ use git2::{
 };
 use sha2::{Digest, Sha256};
 
-use super::{Address, Pushed, Tried, address::cache_dir, failed, on_top};
+use super::{Address, Pushed, Tried, failed, on_top};
 
 /// A host that refuses every key asks again and again.
 const MAX_ASKED: u32 = 6;
 
-pub fn push(dir: &Path, address: &Address, branch: &str, message: &str) -> Result<Tried, Error> {
-    let repository = cache(address)?;
+pub fn push(
+    dir: &Path,
+    address: &Address,
+    branch: &str,
+    message: &str,
+    cache_dir: &Path,
+) -> Result<Tried, Error> {
+    let repository = cache(address, cache_dir)?;
     let tip = fetch(&repository, address, branch)?;
     let (made, pushed) = on_top(&repository, dir, tip, message)?;
     if Some(made) == tip {
@@ -26,10 +32,10 @@ pub fn push(dir: &Path, address: &Address, branch: &str, message: &str) -> Resul
 }
 
 /// A bare repository that keeps what was fetched from this address.
-fn cache(address: &Address) -> Result<Repository, Error> {
+fn cache(address: &Address, dir: &Path) -> Result<Repository, Error> {
     let hash: String =
         Sha256::digest(address.url().as_bytes()).iter().take(16).map(|byte| format!("{byte:02x}")).collect();
-    let path = cache_dir()?.join(format!("{hash}.git"));
+    let path = dir.join(format!("{hash}.git"));
     let mut options = RepositoryInitOptions::new();
     options.bare(true).mkpath(true).external_template(false);
     fs::create_dir_all(&path).map_err(|error| {

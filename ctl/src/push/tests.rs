@@ -144,3 +144,33 @@ fn a_branch_is_the_job_s_own_unless_its_ref_names_one() {
     assert_eq!(branch_of(Some("HEAD"), "…"), "codering/job");
     assert_eq!(branch_of(Some("refs/heads/main"), "x"), "main");
 }
+
+#[test]
+fn a_host_gets_one_commit_on_top_of_what_the_branch_holds() {
+    let place = place();
+    let bare = place.dir.parent().expect("a parent").join("host.git");
+    Repository::init_bare(&bare).expect("made");
+    let address =
+        Address::find(Some(&format!("file://{}", bare.display())), None, "demo").expect("an address");
+    let cache = place.dir.parent().expect("a parent").join("cache");
+    let push = |cache: &Path| {
+        let pushed = retried(|| remote::push(&place.dir, &address, "main", "Submit words", cache));
+        pushed.expect("pushed")
+    };
+    let tip = || {
+        let host = Repository::open(&bare).expect("opened");
+        let tip =
+            host.find_reference("refs/heads/main").expect("a branch").peel_to_commit().expect("a commit");
+        (tip.id().to_string(), tip.parent_ids().map(|id| id.to_string()).collect::<Vec<_>>())
+    };
+    let first = push(&cache);
+    assert_eq!((first.changed, tip()), (2, (first.commit.clone(), vec![])));
+    assert_eq!(push(&cache).commit, first.commit, "nothing new");
+    fs::write(place.dir.join("new"), "x").expect("written");
+    // Another machine: nothing of it is cached there.
+    let second = push(&cache.join("other"));
+    assert_eq!((second.changed, tip()), (1, (second.commit.clone(), vec![first.commit])));
+    fs::remove_file(place.dir.join("new")).expect("removed");
+    let third = push(&cache);
+    assert_eq!(((third.changed, third.removed), tip().1), ((0, 1), vec![second.commit]));
+}

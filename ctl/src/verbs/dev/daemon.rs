@@ -229,7 +229,7 @@ fn how(ended: std::io::Result<ExitStatus>) -> String {
 async fn show(ctx: &Context, name: &str, from: Option<impl AsyncRead + Unpin>) {
     let Some(mut from) = from else { return };
     let mut line = Vec::new();
-    let mut chunk = [0; 8 << 10];
+    let mut chunk = vec![0; 8 << 10];
     while let Ok(n) = from.read(&mut chunk).await {
         if n == 0 {
             break;

@@ -182,6 +182,7 @@ fn tell(ctx: &Context, place: &Place, args: &Args, endpoints: &Endpoints) -> Res
     ctx.out.one(&started, || {
         let queue = if args.rabbitmq.is_some() { "RabbitMQ" } else { "embedded" };
         let mut what = match args.workers {
+            0 => "none".to_owned(),
             1 => "1 worker".to_owned(),
             n => format!("{n} workers"),
         };
@@ -190,7 +191,11 @@ fn tell(ctx: &Context, place: &Place, args: &Args, endpoints: &Endpoints) -> Res
         }
         vec![
             format!("broker   gRPC {}, REST {}, {queue} queue", started.grpc, started.rest),
-            format!("workers  {what}: {}", started.workers.join(", ")),
+            format!(
+                "workers  {what}{}{}",
+                if args.workers > 0 { ": " } else { "" },
+                started.workers.join(", ")
+            ),
             format!("project  {PROJECT}"),
             format!("kept in  {}", started.data_dir.display()),
             "next     in another terminal:".into(),

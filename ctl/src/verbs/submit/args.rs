@@ -7,13 +7,12 @@ use std::{
 
 use codering_core::{
     Code, Error, LimitsPatch, ProjectName,
-    ids::shown,
     jobfile::{JobFile, LimitsFile, TaskFile, array_range},
 };
 
 use crate::{
     jobfile::Written,
-    verbs::{command_of, complete, limits::LimitArgs},
+    verbs::{command_of, complete, limits::LimitArgs, words::harmless},
 };
 
 /// Submit a job: from a job file, from a list of tasks, or from a command.
@@ -216,7 +215,7 @@ pub fn read_tasks(from: impl std::io::BufRead, name: &str) -> Result<Vec<TaskFil
             continue;
         }
         let task = TaskFile::from_json(line).map_err(|mut error| {
-            error.hint = format!("{}\n{}", shown(line), error.hint).trim_end().to_owned();
+            error.hint = format!("{}\n{}", harmless(line), error.hint).trim_end().to_owned();
             error.at(place())
         })?;
         tasks.push(task);

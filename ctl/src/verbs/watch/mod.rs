@@ -9,12 +9,12 @@ use std::time::Duration;
 use codering_core::{Code, Error, ids::shown};
 use codering_proto::{
     status::from_status,
-    v1::{AnswerRequest, Job, JobEvent, JobState, WatchJobRequest},
+    v1::{AnswerRequest, GetJobRequest, Job, JobEvent, JobState, ListWorkersRequest, WatchJobRequest},
 };
 use tokio::time::{Instant, sleep, timeout};
 use tonic::Status;
 
-use self::screen::Screen;
+use self::screen::{Notes, Screen};
 use crate::{
     client::{Jobs, said},
     context::Context,
@@ -43,18 +43,22 @@ pub struct Args {
 
 /// Runs the verb.
 pub async fn run(ctx: &Context, args: Args) -> Result<(), Error> {
-    follow(ctx, &args.job, Show::Progress, args.timeout).await
+    follow(ctx, &args.job, Show::Whole, args.timeout).await
 }
 
 /// What is shown of a job while it runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Show {
-    /// How far it is, and what happens.
+    /// What it is, how far it is, and what happens.
+    Whole,
+    /// The same without what it is.
     Progress,
     /// Nothing until it ends.
     End,
 }
 
+/// How long a job may wait before it is asked why.
+const WAITS_LONG: Duration = Duration::from_secs(4);
 /// For how long a lost connection is tried.
 const PATIENCE: Duration = Duration::from_secs(300);
 /// How much of an answer is fetched to show its beginning, and how long that may take.
@@ -66,8 +70,10 @@ pub async fn follow(ctx: &Context, id: &str, show: Show, patience: Option<Durati
     let mut screen = Screen::new(&ctx.out, show);
     // Waiting for ever is a week: an Instant beyond its range would be a panic.
     let patience = patience.unwrap_or(Duration::from_secs(7 * 86_400));
+    let notes = screen.notes();
     let ended = tokio::select! {
-        ended = timeout(patience, to_the_end(ctx, &mut jobs, id, &mut screen)) => Some(ended),
+        () = Box::pin(why_it_waits(ctx, id, &notes)), if show != Show::End => None,
+        ended = timeout(patience, Box::pin(to_the_end(ctx, &mut jobs, id, &mut screen))) => Some(ended),
         _ = tokio::signal::ctrl_c() => None,
     };
     screen.clear();
@@ -101,6 +107,23 @@ pub async fn follow(ctx: &Context, id: &str, show: Show, patience: Option<Durati
         ctx.end_with(exit::FAILED);
     }
     Ok(())
+}
+
+/// A job that does not begin may wait for workers that are not there: says so, once, and never returns.
+async fn why_it_waits(ctx: &Context, id: &str, notes: &Notes<'_>) {
+    sleep(WAITS_LONG).await;
+    let none_connected = async {
+        let broker = ctx.broker().await?;
+        let job = said(broker.jobs().get(GetJobRequest { job_id: id.to_owned() }).await)?;
+        let workers = said(broker.workers().list(ListWorkersRequest {}).await)?.workers;
+        let some = workers.iter().any(|worker| worker.connected && !worker.paused);
+        Ok::<_, Error>(job.state() == JobState::Queued && !some)
+    };
+    // A token that may not see the workers goes without this hint.
+    if none_connected.await.unwrap_or(false) {
+        notes.note("no worker is there to begin it (coderingctl worker list)");
+    }
+    std::future::pending().await
 }
 
 /// Watches until a final state, over as many connections as it takes.

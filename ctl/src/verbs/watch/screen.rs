@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::{
     Show,
-    words::{done, progress},
+    words::{done, heading, progress},
 };
 use crate::{output::Out, verbs::words::harmless};
 
@@ -26,7 +26,7 @@ pub struct Screen<'a> {
 impl<'a> Screen<'a> {
     /// Chooses by what stderr is.
     pub fn new(out: &'a Out, show: Show) -> Self {
-        let bar = (out.may_draw() && show == Show::Progress).then(|| {
+        let bar = (out.may_draw() && show != Show::End).then(|| {
             let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10));
             let style = ProgressStyle::with_template("{bar:24}  {msg}")
                 .unwrap_or_else(|_| ProgressStyle::default_bar());
@@ -40,6 +40,14 @@ impl<'a> Screen<'a> {
     pub fn show(&mut self, event: &JobEvent) {
         if self.show == Show::End {
             return;
+        }
+        if let Some(job) = &event.job
+            && self.show == Show::Whole
+        {
+            self.show = Show::Progress;
+            if !self.out.is_json() {
+                self.note(&heading(job));
+            }
         }
         for note in &event.notes {
             self.note(&harmless(note));
@@ -67,16 +75,34 @@ impl<'a> Screen<'a> {
 
     /// A line that stays.
     pub fn note(&self, line: &str) {
-        match &self.bar {
-            Some(bar) => bar.suspend(|| self.out.note(line)),
-            None => self.out.note(line),
-        }
+        self.notes().note(line);
+    }
+
+    /// For who writes lines beside it.
+    pub fn notes(&self) -> Notes<'a> {
+        Notes { out: self.out, bar: self.bar.clone() }
     }
 
     /// Takes the bar away.
     pub fn clear(&self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
+        }
+    }
+}
+
+/// Lines that stay, above the bar where there is one.
+pub struct Notes<'a> {
+    out: &'a Out,
+    bar: Option<ProgressBar>,
+}
+
+impl Notes<'_> {
+    /// One line.
+    pub fn note(&self, line: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| self.out.note(line)),
+            None => self.out.note(line),
         }
     }
 }
