@@ -13,7 +13,10 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::{
-    Ran, Vhost, binary, children, command_line, containers_of, process::naming, require_base_image, run,
+    Ran, Vhost, binary,
+    process::{children, command_line, naming},
+    run,
+    services::{containers_of, require_base_image},
     wait_for,
 };
 
@@ -45,6 +48,8 @@ pub struct Dev {
     directory: TempDir,
     endpoints: Endpoints,
     vhost: Option<Vhost>,
+    /// The names of its workers, by which their containers are found.
+    workers: Vec<String>,
 }
 
 /// Docker starts slowly while other tests build and run too.
@@ -79,7 +84,12 @@ impl Dev {
             }
             serde_json::from_slice(&fs::read(&written).ok()?).ok()
         });
-        Self { child, directory, endpoints, vhost }
+        let mut dev = Self { child, directory, endpoints, vhost, workers: Vec::new() };
+        let listed = dev.json(&["worker", "list"]);
+        let name = |worker: &Value| worker["name"].as_str().unwrap().to_owned();
+        dev.workers = listed.as_array().unwrap().iter().map(name).collect();
+        assert_eq!(dev.workers.len(), workers as usize, "{listed}");
+        dev
     }
 
     /// Where it listens.
@@ -195,7 +205,7 @@ impl Dev {
         );
         let processes = naming(self.directory());
         assert!(processes.is_empty(), "processes left: {processes:#?}");
-        let containers = containers_of(&self.container_label());
+        let containers = self.containers();
         assert!(containers.is_empty(), "containers left: {containers:?}");
         let mounts = fs::read_to_string("/proc/mounts").unwrap();
         let name = self.directory().to_str().unwrap();
@@ -203,9 +213,9 @@ impl Dev {
         assert!(left.is_empty(), "mounts left: {left:#?}");
     }
 
-    /// The label of the containers that its workers start.
-    pub fn container_label(&self) -> String {
-        format!("codering.data-dir={}", self.directory().join("dev").display())
+    /// The containers that its workers started and that are there still.
+    pub fn containers(&self) -> Vec<String> {
+        self.workers.iter().flat_map(|name| containers_of(&format!("codering.worker={name}"))).collect()
     }
 
     fn interrupt(&mut self) {

@@ -11,8 +11,8 @@ mod services;
 use std::path::{Path, PathBuf};
 
 pub use dev::{Backend, Dev};
-pub use process::{Ran, children, command_line, run, wait_for};
-pub use services::{Vhost, containers_of, require_base_image};
+pub use process::{Ran, run, wait_for};
+pub use services::Vhost;
 
 /// The repository's root.
 pub fn repository() -> PathBuf {

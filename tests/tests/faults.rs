@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use codering_tests::{Backend, Dev, containers_of, fixture, wait_for};
+use codering_tests::{Backend, Dev, fixture, wait_for};
 use rustix::process::{Pid, Signal, kill_process};
 
 const TASKS: u32 = 40;
@@ -56,7 +56,6 @@ fn invariant_1_nothing_is_lost_although_the_broker_is_killed_amid_a_job_on_rabbi
 fn ctrl_c_amid_a_job_leaves_no_process_no_container_and_no_mount() {
     let dev = Dev::start(Backend::Embedded, 1);
     dev.submit(&fixture::squares(dev.directory(), TASKS, 30.0));
-    let label = dev.container_label();
-    wait_for("a container runs", JOB, || (!containers_of(&label).is_empty()).then_some(()));
+    wait_for("a container runs", JOB, || (!dev.containers().is_empty()).then_some(()));
     dev.stop();
 }
