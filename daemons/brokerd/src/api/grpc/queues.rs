@@ -8,7 +8,7 @@ use codering_proto::{
     convert::id,
     v1::{self, queues_server::Queues},
 };
-use futures::{Stream, StreamExt, TryStreamExt, stream};
+use futures::{Stream, StreamExt, TryStreamExt, future, stream};
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
@@ -190,6 +190,16 @@ fn put_all(
                 broker.put(&named, body, 0).await?;
                 drop(place);
                 Ok(v1::PutResponse { index })
+            };
+            // A put takes its place in the queue when it is first polled, so that happens here, in order:
+            // a window of futures is polled in any order, and out of turn where tokio's budget runs out.
+            let mut put = Box::pin(future::maybe_done(tokio::task::unconstrained(put)));
+            let _ = futures::poll!(put.as_mut());
+            let put = async move {
+                put.as_mut().await;
+                put.as_mut()
+                    .take_output()
+                    .unwrap_or_else(|| Err(Error::new(Code::Internal, "a put was lost")))
             };
             Ok(Some((put, (messages, queue, index + 1))))
         }
