@@ -14,12 +14,16 @@ use tracing_subscriber::{EnvFilter, Registry, layer::SubscriberExt, util::Subscr
 /// The variable with the filter, e.g. `debug` or `info,codering_brokerd::queue=trace`.
 pub const FILTER_VARIABLE: &str = "CODERING_LOG";
 
+/// A queue that is asked for and not there closes its channel: an answer, which lapin writes as an error. What is an error
+/// says the queue's own supervisor.
+const DEFAULT_FILTER: &str = "info,lapin::channel=off";
+
 /// Starts logging for this process; `daemon` is the journal's identifier, e.g. `codering-brokerd`.
 ///
 /// # Errors
 /// [`Code::ConfigInvalid`] when `CODERING_LOG` holds no filter; [`Code::Internal`] when it was called before.
 pub fn init(daemon: &str) -> Result<(), Error> {
-    let directives = std::env::var(FILTER_VARIABLE).unwrap_or_else(|_| "info".into());
+    let directives = std::env::var(FILTER_VARIABLE).unwrap_or_else(|_| DEFAULT_FILTER.into());
     let filter = EnvFilter::try_new(&directives).map_err(|e| {
         Error::new(Code::ConfigInvalid, format!("is no log filter: {e}"))
             .at(FILTER_VARIABLE)
