@@ -39,7 +39,7 @@ pub fn squares(into: &Path, tasks: u32, seconds: f32) -> PathBuf {
     write(
         "job.toml",
         &format!(
-            "project = 'squares'\nname = 'squares'\npush = '.'\narray = '1-{tasks}'\n\
+            "project = 'demo'\nname = 'squares'\npush = '.'\narray = '1-{tasks}'\n\
              command = 'sleep {seconds}; number={{}}; echo $((number * number))'\n\
              [limits]\ntimeout = '1m'\nmemory = '64M'\n\
              [reduce]\ncommand = 'python3 collect.py'\noutput = 'squares.json'\n"
