@@ -113,7 +113,7 @@ fn a_pipe_is_left_out_and_a_repository_within_is_refused_by_name() {
     let who = Signature::now("a", "a@b").expect("valid");
     inner.commit(Some("HEAD"), &who, &who, "x", &tree, &[]).expect("committed");
     let error = place.push().expect_err("a repository within");
-    assert!(error.message.contains("vendor"), "{error}");
+    assert!(error.message.contains("holds vendor, which is a git repository"), "{error}");
 }
 
 #[test]
