@@ -13,7 +13,7 @@ use codering_proto::{
     v1::{AnswerChunk, AnswerRequest, Outcome, ResultsRequest},
 };
 
-use crate::{client::said, context::Context, output::LongList};
+use crate::{client::said, context::Context, output::LongList, verbs::words::brief};
 
 /// Print a job's results in the order of its tasks, or its answer.
 #[derive(Debug, clap::Args)]
@@ -32,7 +32,8 @@ pub struct Args {
     failed: bool,
 }
 
-const FAILURES: [Outcome; 6] = [
+/// Every outcome but success.
+pub const FAILURES: [Outcome; 6] = [
     Outcome::Failed,
     Outcome::TimedOut,
     Outcome::OutOfMemory,
@@ -40,6 +41,9 @@ const FAILURES: [Outcome; 6] = [
     Outcome::Cancelled,
     Outcome::InfrastructureError,
 ];
+
+/// How much of a task's output a row shows.
+const OUTPUT_CHARACTERS: usize = 60;
 
 /// Runs the verb.
 pub async fn run(ctx: &Context, args: Args) -> Result<(), Error> {
@@ -84,9 +88,9 @@ fn row(result: &TaskResult) -> Vec<String> {
 }
 
 /// Why it failed, or the first line of what it printed.
-fn said_in_short(result: &TaskResult) -> String {
+pub fn said_in_short(result: &TaskResult) -> String {
     if !result.message.is_empty() {
-        return shown(&result.message);
+        return brief(&result.message, OUTPUT_CHARACTERS);
     }
     let stream = match (result.stdout.is_empty(), result.exit_code) {
         (false, Some(0)) => &result.stdout,
@@ -94,7 +98,10 @@ fn said_in_short(result: &TaskResult) -> String {
         _ => &result.stderr,
     };
     match std::str::from_utf8(stream) {
-        Ok(text) => shown(text.lines().find(|line| !line.trim().is_empty()).unwrap_or_default()),
+        Ok(text) => {
+            let line = text.lines().find(|line| !line.trim().is_empty());
+            brief(line.unwrap_or_default().trim(), OUTPUT_CHARACTERS)
+        }
         Err(_) => format!("{} of bytes that are not text", show_size(stream.len() as u64)),
     }
 }
@@ -146,7 +153,7 @@ mod tests {
         assert_eq!(said_in_short(&good), "42");
         let mut bad = result(Outcome::Failed);
         (bad.exit_code, bad.stdout, bad.stderr) = (Some(2), b"42".to_vec(), b"\x1b[2Jno".to_vec());
-        assert_eq!(said_in_short(&bad), "\\u{1b}[2Jno");
+        assert_eq!(said_in_short(&bad), "\u{fffd}[2Jno");
         assert_eq!(row(&bad)[2], "2");
         bad.signal = Some(9);
         assert_eq!(row(&bad)[2], "signal 9");

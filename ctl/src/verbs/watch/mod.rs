@@ -1,6 +1,7 @@
 //! `watch`: a job's progress until it ends. A lost connection is taken up again; Ctrl-C leaves the
 //! job running.
 
+mod more;
 mod screen;
 mod words;
 
@@ -9,20 +10,20 @@ use std::time::Duration;
 use codering_core::{Code, Error, ids::shown};
 use codering_proto::{
     status::from_status,
-    v1::{AnswerRequest, GetJobRequest, Job, JobEvent, JobState, ListWorkersRequest, WatchJobRequest},
+    v1::{GetJobRequest, Job, JobEvent, JobState, ListWorkersRequest, WatchJobRequest},
 };
 use tokio::time::{Instant, sleep, timeout};
 use tonic::Status;
 
-use self::screen::{Notes, Screen};
+use self::{
+    more::More,
+    screen::{Notes, Screen},
+};
 use crate::{
     client::{Jobs, said},
     context::Context,
     output::{Format, exit},
-    verbs::{
-        lost::{FIRST_PAUSE, LONGEST_PAUSE, is_lost},
-        results::is_binary,
-    },
+    verbs::lost::{FIRST_PAUSE, LONGEST_PAUSE, is_lost},
 };
 
 pub use self::words::heading;
@@ -61,8 +62,6 @@ pub enum Show {
 const WAITS_LONG: Duration = Duration::from_secs(4);
 /// For how long a lost connection is tried.
 const PATIENCE: Duration = Duration::from_secs(300);
-/// How much of an answer is fetched to show its beginning, and how long that may take.
-const PREVIEW_PATIENCE: Duration = Duration::from_secs(3);
 
 /// Shows the job until it ends, and leaves the exit code that its end asks for.
 pub async fn follow(ctx: &Context, id: &str, show: Show, patience: Option<Duration>) -> Result<(), Error> {
@@ -90,12 +89,16 @@ pub async fn follow(ctx: &Context, id: &str, show: Show, patience: Option<Durati
                 .hint(format!("see it again: coderingctl watch {}", shown(id))));
         }
     };
+    // An event tells how the job stands; how large its answer is, the job itself.
+    let job = match jobs.get(GetJobRequest { job_id: job.job_id.clone() }).await {
+        Ok(whole) => whole.into_inner(),
+        Err(_) => job,
+    };
     ctx.saw(&job, false).await;
-    let preview =
-        if job.answer_bytes > 0 && !ctx.out.is_json() { preview(&mut jobs, &job).await } else { None };
     match ctx.out.format() {
         Format::Table => {
-            for line in words::ending(&job, preview.as_deref(), ctx.out.style()) {
+            let more = More::of(&mut jobs, &job).await;
+            for line in words::ending(&job, &more, ctx.out.style()) {
                 ctx.out.line(&line)?;
             }
         }
@@ -169,6 +172,10 @@ impl From<Status> for Ended {
     }
 }
 
+fn is_final(state: JobState) -> bool {
+    matches!(state, JobState::Succeeded | JobState::Failed | JobState::Cancelled)
+}
+
 /// One connection: the finished job, or `None` where it ended before the job.
 async fn once(
     ctx: &Context,
@@ -189,29 +196,10 @@ async fn once(
         }
         screen.show(&event);
         if let JobEvent { job: Some(job), .. } = event
-            && matches!(job.state(), JobState::Succeeded | JobState::Failed | JobState::Cancelled)
+            && is_final(job.state())
         {
             return Ok(Some(job));
         }
     }
     Ok(None)
-}
-
-/// The first bytes of the answer, if they are text; a preview is never worth an error.
-async fn preview(jobs: &mut Jobs, job: &Job) -> Option<String> {
-    let first = async {
-        let mut chunks = said(jobs.answer(AnswerRequest { job_id: job.job_id.clone() }).await).ok()?;
-        chunks.message().await.ok()?
-    };
-    let data = timeout(PREVIEW_PATIENCE, first).await.ok()??.data;
-    let start = &data[..data.len().min(2000)];
-    let text = match std::str::from_utf8(start) {
-        Ok(text) => text,
-        // Cut within a character; a fault before that is no text.
-        Err(error) if start.len() - error.valid_up_to() < 4 => {
-            std::str::from_utf8(&start[..error.valid_up_to()]).ok()?
-        }
-        Err(_) => return None,
-    };
-    if is_binary(text.as_bytes()) { None } else { Some(text.to_owned()) }
 }

@@ -7,13 +7,16 @@ use codering_proto::v1::{JobEvent, JobState};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::{
-    Show,
+    Show, is_final,
     words::{done, heading, progress},
 };
 use crate::{output::Out, verbs::words::harmless};
 
 /// The longest that a log file goes without a line of progress, while there is some.
 const LINE_EVERY: Duration = Duration::from_secs(10);
+
+/// `100000/100000  100 %   100.0 tasks/s   16 running   0 failed   left 1:00:00` with two spaces before it.
+const LONGEST_PROGRESS: usize = 64;
 
 /// Shows events as they come.
 pub struct Screen<'a> {
@@ -28,7 +31,7 @@ impl<'a> Screen<'a> {
     pub fn new(out: &'a Out, show: Show) -> Self {
         let bar = (out.may_draw() && show != Show::End).then(|| {
             let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10));
-            let style = ProgressStyle::with_template("{bar:24}  {msg}")
+            let style = ProgressStyle::with_template(&format!("{{bar:{}}}  {{msg}}", bar_width()))
                 .unwrap_or_else(|_| ProgressStyle::default_bar());
             bar.set_style(style.progress_chars("█▉▊▋▌▍▎▏ "));
             bar
@@ -64,6 +67,10 @@ impl<'a> Screen<'a> {
             return;
         }
         let (state, count) = (job.state(), done(job));
+        if is_final(state) {
+            // Its end is told by who waits for it.
+            return;
+        }
         let due = self
             .last_line
             .is_none_or(|(at, was, before)| was != state || (before != count && at.elapsed() >= LINE_EVERY));
@@ -89,6 +96,13 @@ impl<'a> Screen<'a> {
             bar.finish_and_clear();
         }
     }
+}
+
+/// What the longest line of progress leaves of the terminal.
+fn bar_width() -> usize {
+    let columns =
+        rustix::termios::tcgetwinsize(std::io::stderr()).map_or(80, |size| usize::from(size.ws_col));
+    columns.saturating_sub(LONGEST_PROGRESS).clamp(8, 30)
 }
 
 /// Lines that stay, above the bar where there is one.

@@ -1,11 +1,9 @@
 //! A job's progress and its end as lines.
 
-use codering_core::{
-    ids::shown,
-    units::{show_duration, show_size},
-};
+use codering_core::units::{show_duration, show_size};
 use codering_proto::v1::{Job, JobEvent, JobState};
 
+use super::More;
 use crate::{
     output::Style,
     verbs::words::{brief, harmless},
@@ -51,11 +49,11 @@ pub fn done(job: &Job) -> u64 {
 pub fn heading(job: &Job) -> String {
     let total = job.tasks.unwrap_or_default().total;
     let tasks = if total == 1 { "1 task".to_owned() } else { format!("{total} tasks") };
-    format!("job      {}  {}  {tasks}  project {}", job.job_id, shown(&job.name), job.project)
+    format!("job      {}  {}  {tasks}  project {}", job.job_id, harmless(&job.name), job.project)
 }
 
 /// How it ended, what to do about it, and the answer.
-pub fn ending(job: &Job, preview: Option<&str>, style: Style) -> Vec<String> {
+pub fn ending(job: &Job, more: &More, style: Style) -> Vec<String> {
     let counts = job.tasks.unwrap_or_default();
     let id = &job.job_id;
     let mut parts = vec![format!("{} succeeded", counts.succeeded)];
@@ -77,23 +75,32 @@ pub fn ending(job: &Job, preview: Option<&str>, style: Style) -> Vec<String> {
         JobState::Cancelled => {
             vec![format!("cancelled {line} (take it up again: coderingctl job retry {id})")]
         }
-        _ => vec![
-            format!("{}   {line}", style.bad("failed")),
-            format!("         what went wrong: coderingctl job show {id}"),
-            format!("         try it again:    coderingctl job retry {id}"),
-        ],
+        _ => failed(job, &line, more, style),
     };
-    if job.state() == JobState::Failed && !job.message.is_empty() {
-        lines.insert(1, format!("         {}", harmless(&job.message)));
-    }
     if job.answer_bytes > 0 {
-        lines.push(format!("answer   {}, {}", shown(&job.answer_name), show_size(job.answer_bytes)));
+        lines.push(format!("answer   {}, {}", harmless(&job.answer_name), show_size(job.answer_bytes)));
         let get = format!("coderingctl results {id} --answer");
-        lines.push(match preview {
+        lines.push(match &more.preview {
             Some(text) => format!("         {} ({get})", in_short(text)),
-            None => format!("         {get} > {}", shown(&job.answer_name)),
+            None => format!("         {get} > {}", harmless(&job.answer_name)),
         });
     }
+    lines
+}
+
+/// What failed, and what to do about it.
+fn failed(job: &Job, line: &str, more: &More, style: Style) -> Vec<String> {
+    let id = &job.job_id;
+    let mut lines = vec![format!("{}   {line}", style.bad("failed"))];
+    if more.failures.is_empty() && !job.message.is_empty() {
+        lines.push(format!("         {}", harmless(&job.message)));
+    }
+    lines.extend(more.failures.iter().map(|failure| format!("         {failure}")));
+    if more.build_failed {
+        lines.push(format!("         the whole log:   coderingctl job logs {id} --build"));
+    }
+    lines.push(format!("         what went wrong: coderingctl job show {id}"));
+    lines.push(format!("         try it again:    coderingctl job retry {id}"));
     lines
 }
 
@@ -155,8 +162,10 @@ mod tests {
         let tasks = TaskCounts { total: 24, succeeded: 24, retried: 1, ..Default::default() };
         let mut good = job(JobState::Succeeded, tasks);
         (good.answer_name, good.answer_bytes) = ("counts.json".into(), 1229);
+        let preview = Some("the 12334\nof 9871\n\x1b[2J".to_owned());
+        let more = More { preview, ..More::default() };
         assert_eq!(
-            ending(&good, Some("the 12334\nof 9871\n\x1b[2J"), Style::plain()),
+            ending(&good, &more, Style::plain()),
             [
                 "done     24 succeeded in 9.3s; 1 retried",
                 "answer   counts.json, 1.2 KB",
@@ -164,8 +173,17 @@ mod tests {
             ]
         );
         let tasks = TaskCounts { total: 3, succeeded: 1, failed: 2, ..Default::default() };
-        let lines = ending(&job(JobState::Failed, tasks), None, Style::plain());
-        assert_eq!(lines[0], "failed   1 succeeded, 2 failed in 9.3s");
-        assert!(lines[1].ends_with("coderingctl job show j-01jd8qabcd"));
+        let failures = vec!["task 7 failed with exit code 1: oops".to_owned()];
+        let more = More { failures, build_failed: true, ..More::default() };
+        assert_eq!(
+            ending(&job(JobState::Failed, tasks), &more, Style::plain()),
+            [
+                "failed   1 succeeded, 2 failed in 9.3s",
+                "         task 7 failed with exit code 1: oops",
+                "         the whole log:   coderingctl job logs j-01jd8qabcd --build",
+                "         what went wrong: coderingctl job show j-01jd8qabcd",
+                "         try it again:    coderingctl job retry j-01jd8qabcd",
+            ]
+        );
     }
 }
