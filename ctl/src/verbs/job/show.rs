@@ -133,12 +133,12 @@ fn no_builds(job: &Job) -> String {
 fn build_lines(build: &Build, now: Millis) -> Vec<String> {
     let how = if build.succeeded { "built" } else { "FAILED" };
     let mut lines = vec![format!(
-        "# {how} on {} {} ago in {}, {} steps, {} cached: {} at {}",
+        "# {how} on {} {} ago in {}, {} of {} steps cached: {} at {}",
         build.worker,
         words::ago(build.started_at_ms, now),
         codering_core::units::show_duration(build.took_ms),
-        build.steps,
         build.cached_steps,
+        build.steps,
         if build.image.is_empty() { "no image" } else { &build.image },
         words::commit(&build.commit),
     )];

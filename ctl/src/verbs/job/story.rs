@@ -59,8 +59,10 @@ impl Story {
         let open = if job.open { "  (the project's open job: it adopts raw messages)" } else { "" };
         say("job", format!("{}  {}{open}", job.job_id, harmless(&job.name)));
         say("project", job.project.clone());
-        say("state", self.state());
-        say("why", harmless(&job.message));
+        let state = self.state();
+        let why = if state.contains(&job.message) { String::new() } else { harmless(&job.message) };
+        say("state", state);
+        say("why", why);
         let by = if job.submitted_by.is_empty() { "-" } else { &job.submitted_by };
         say(
             "submitted",
@@ -167,14 +169,6 @@ impl Story {
                 say("queued", since(job.created_at_ms, started), "from the submit to the first task".into())
             }
         }
-        for build in &self.builds {
-            let cached = match build.cached_steps {
-                0 => String::new(),
-                n => format!(", {n} of {} steps cached", build.steps),
-            };
-            let failed = if build.succeeded { "" } else { ": FAILED" };
-            say("build", build.took_ms, format!("of the image, on {}{cached}{failed}", build.worker));
-        }
         let median = |phase: fn(&Phases) -> u64| {
             let mut all: Vec<u64> =
                 self.sample.iter().filter_map(|result| result.phases.as_ref().map(phase)).collect();
@@ -185,11 +179,20 @@ impl Story {
             1 => "a task (one measured)".to_owned(),
             n => format!("a task (median of {n})"),
         };
-        for (name, ms) in [
-            ("checkout", median(|phases| phases.checkout_ms)),
-            ("start", median(|phases| phases.start_ms)),
-            ("run", median(|phases| phases.run_ms)),
-        ] {
+        if let Some(ms) = median(|phases| phases.checkout_ms) {
+            say("checkout", ms, of.clone());
+        }
+        for build in &self.builds {
+            let cached = match build.cached_steps {
+                0 => String::new(),
+                n => format!(", {n} of {} steps cached", build.steps),
+            };
+            let failed = if build.succeeded { "" } else { ": FAILED" };
+            say("build", build.took_ms, format!("of the image, on {}{cached}{failed}", build.worker));
+        }
+        for (name, ms) in
+            [("start", median(|phases| phases.start_ms)), ("run", median(|phases| phases.run_ms))]
+        {
             if let Some(ms) = ms {
                 say(name, ms, of.clone());
             }
@@ -329,6 +332,8 @@ pub fn how_it_failed(task: &Task) -> String {
     let mut text = outcome(task.outcome()).to_owned();
     let result = task.result.as_ref();
     match result.map(|result| (result.exit_code, result.signal)) {
+        // That one past a limit was killed goes without saying.
+        Some((_, Some(_))) if task.outcome() != Outcome::Failed => {}
         Some((_, Some(signal))) => text = format!("{text}, ended by signal {signal}"),
         Some((Some(code), None)) => text = format!("{text}, exit code {code}"),
         _ => {}

@@ -207,7 +207,8 @@ fn row(task: &Task, now: i64) -> Vec<String> {
         words::task_state(task),
         or_dash(if task.attempt == 0 { String::new() } else { task.attempt.to_string() }),
         or_dash(task.worker.clone()),
-        words::ago(task.updated_at_ms, now),
+        // A list does not know when a task ended; `task show` does.
+        if task.state() == TaskState::Done { "-".into() } else { words::ago(task.updated_at_ms, now) },
         or_dash(words::brief(&words::command(task.command.as_ref()), 60)),
     ]
 }
