@@ -88,7 +88,6 @@ pub const METHODS: &[(&str, Access)] = &[
     ("codering.v1.Workers/Input", Certificate),
     ("grpc.health.v1.Health/Check", Open),
     ("grpc.health.v1.Health/Watch", Open),
-    ("grpc.health.v1.Health/List", Open),
     ("grpc.reflection.v1.ServerReflection/ServerReflectionInfo", AnyToken),
 ];
 

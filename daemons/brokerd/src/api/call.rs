@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// A stream's caller is asked for again after this long, so that a revoked token ends its streams too.
-const ASK_AGAIN: Duration = Duration::from_secs(10);
+const ASK_AGAIN: Duration = Duration::from_secs(3);
 
 /// Who calls.
 #[derive(Clone)]
@@ -171,7 +171,8 @@ impl Call {
         stream: impl Stream<Item = Result<T, Error>> + Send + 'static,
     ) -> impl Stream<Item = Result<T, Error>> + Send + 'static {
         let stream = stream.map(Some).chain(stream::once(async { None }));
-        let ended = stream::once(async move { self.ended().await.map(Err) });
+        let ended = stream::once(self.ended())
+            .flat_map(|why| stream::iter(why.map(|error| Some(Err(error))).into_iter().chain([None])));
         // The end of the one is the end of both, so that a finished stream does not wait for a revocation.
         stream::select(stream, ended).scan((), |(), item| std::future::ready(item))
     }

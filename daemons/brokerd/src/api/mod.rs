@@ -14,6 +14,9 @@ pub mod rest;
 mod rooms;
 mod views;
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 
 use axum::http::{HeaderMap, header::AUTHORIZATION};

@@ -2,13 +2,13 @@
 
 mod input;
 mod jobs;
-mod openapi;
+pub(super) mod openapi;
 mod problem;
 mod projects;
 mod queues;
 mod rabbit;
 mod routes;
-mod schemas;
+pub(super) mod schemas;
 mod streams;
 mod tasks;
 mod tokens;
@@ -29,10 +29,11 @@ use tracing::Instrument;
 
 use self::{
     problem::{Problem, no_method, no_route},
-    routes::{ROUTES, Route},
+    routes::Route,
 };
 use super::{Api, access::Access};
 use crate::ledger::Role;
+pub(super) use routes::ROUTES;
 
 /// The routes, with these probes beside them: open, but for `/metrics` to callers from other machines, who need
 /// a token.

@@ -23,7 +23,7 @@ pub(super) async fn serve() -> Response {
 }
 
 /// Made once.
-pub(super) fn document() -> Value {
+pub(in crate::api) fn document() -> Value {
     let mut paths = Map::new();
     for route in ROUTES {
         let path = paths.entry(route.path).or_insert_with(|| json!({}));
@@ -130,13 +130,15 @@ fn answer(status: u16, shape: Shape) -> Value {
             "application/jsonl": { "schema": schemas::named(line) },
         }),
         Shape::Events(schema) => json!({ "text/event-stream": { "schema": schemas::named(schema) } }),
-        Shape::Bytes => json!({ "application/octet-stream": { "schema": {} } }),
+        Shape::Bytes => {
+            json!({ "application/octet-stream": { "schema": { "type": "string", "format": "binary" } } })
+        }
     };
     json!({ "description": description, "content": content })
 }
 
 /// Every code with its meaning, for the problem's schema.
-pub(super) fn codes() -> Value {
+pub(in crate::api) fn codes() -> Value {
     let codes: Vec<_> = Code::ALL.iter().map(|code| code.as_str()).collect();
     json!(codes)
 }

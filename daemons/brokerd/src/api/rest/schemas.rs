@@ -16,12 +16,12 @@ use super::openapi;
 const PACKAGE: &str = ".codering.v1.";
 
 /// A reference to a schema.
-pub(super) fn named(name: &str) -> Value {
+pub(in crate::api) fn named(name: &str) -> Value {
     json!({ "$ref": format!("#/components/schemas/{name}") })
 }
 
 /// Every schema that a route or another schema refers to.
-pub(super) fn all() -> Map<String, Value> {
+pub(in crate::api) fn all() -> Map<String, Value> {
     let proto = Proto::read();
     let mut schemas = written();
     let mut wanted: Vec<String> = super::routes::ROUTES.iter().flat_map(names_of).collect();
@@ -52,7 +52,7 @@ fn names_of(route: &super::routes::Route) -> Vec<String> {
 }
 
 /// The schemas that a schema refers to.
-pub(super) fn references(schema: &Value) -> Vec<String> {
+pub(in crate::api) fn references(schema: &Value) -> Vec<String> {
     match schema {
         Value::Object(fields) => {
             let own = fields.get("$ref").and_then(Value::as_str);
@@ -195,7 +195,7 @@ fn written() -> Map<String, Value> {
     };
     let outcomes: Vec<_> = codering_core::Outcome::ALL.iter().map(|o| o.as_str()).collect();
     let schemas = json!({
-        "Anything": {},
+        "Anything": { "type": "object" },
         "Command": {
             "description": "A string is run by `/bin/sh -c`; an array is program and arguments.",
             "anyOf": [text(), { "type": "array", "items": text() }, { "type": "null" }],
@@ -206,10 +206,12 @@ fn written() -> Map<String, Value> {
         "QueueCreated": object(&["name"], json!({ "name": text() })),
         "MessagePut": object(&["queue"], json!({ "queue": text() })),
         "Message": object(&["message"], json!({
-            "message": { "description": "Any JSON." },
+            "message": {
+                "type": ["string", "number", "boolean", "object", "array", "null"], "description": "Any JSON.",
+            },
             "encoding": {
                 "description": "Only where the message taken is not JSON: `text`, or `base64`.",
-                "enum": ["text", "base64"],
+                "type": "string", "enum": ["text", "base64"],
             },
         })),
         "CreateProject": object(&["name"], json!({ "name": text(), "quota": named("SetQuota") })),
@@ -221,7 +223,7 @@ fn written() -> Map<String, Value> {
         })),
         "CreateToken": object(&["name", "role"], json!({
             "name": text(),
-            "role": { "enum": ["admin", "submitter", "viewer", "worker"] },
+            "role": { "type": "string", "enum": ["admin", "submitter", "viewer", "worker"] },
             "projects": { "type": "array", "items": text(), "description": "Empty means every project." },
             "ttl_seconds": { "type": "integer", "minimum": 0, "description": "0 means never to expire." },
         })),
@@ -252,10 +254,10 @@ fn written() -> Map<String, Value> {
             "description": "The message on `<project>.done`.",
             "properties": {
                 "project_id": text(), "job_id": text(), "task_id": text(), "attempt": count(),
-                "outcome": { "enum": outcomes },
+                "outcome": { "type": "string", "enum": outcomes },
                 "exit_code": { "type": ["integer", "null"] }, "signal": { "type": ["integer", "null"] },
                 "stdout": text(), "stderr": text(),
-                "encoding": { "const": "base64", "description": "Where a stream is not UTF-8; then for both." },
+                "encoding": { "type": "string", "enum": ["base64"], "description": "Where a stream is not UTF-8; then for both." },
                 "stdout_truncated": { "type": "boolean" }, "stderr_truncated": { "type": "boolean" },
                 "started_at": { "type": "string", "format": "date-time" },
                 "finished_at": { "type": "string", "format": "date-time" },
