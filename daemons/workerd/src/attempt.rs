@@ -163,7 +163,7 @@ async fn phases(
         (false, true) => Feed::Nothing,
     };
     let until = began + Duration::from_millis(spec.limits.timeout_ms);
-    let order = Order { feed, until, record: &spec.record, adopted: false };
+    let order = Order { worker, feed, until, record: &spec.record, adopted: false };
     let ended = run::supervise(running, held, order).await.map(|(ended, _)| ended);
     trace.phases.run = ms_since(began);
     drop(ready);
@@ -308,7 +308,7 @@ pub(crate) async fn finish(
     };
     tracing::info!(
         job = %held.job, task = %held.task, attempt = held.attempt, outcome = result.outcome.as_str(),
-        exit_code = result.exit_code, message = result.message, "attempt ended"
+        exit_code = result.exit_code, why = result.message, "attempt ended"
     );
     worker.metrics.ended(result.outcome, &result.phases);
     if result.outcome == Outcome::InfrastructureError {

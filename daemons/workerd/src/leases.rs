@@ -1,7 +1,7 @@
 //! When the leases end, written down at each heartbeat: the worker's next process must not go on with a container whose
 //! lease ended while nobody was there to stop it.
 
-use std::{collections::HashMap, path::Path, time::Duration};
+use std::{collections::HashMap, path::Path, sync::PoisonError, time::Duration};
 
 use codering_core::LeaseToken;
 use serde::{Deserialize, Serialize};
@@ -35,6 +35,7 @@ pub(crate) struct Former {
 
 /// Writes down what runs in containers.
 pub(crate) fn write(worker: &Worker) {
+    let _writing = worker.writing_leases.lock().unwrap_or_else(PoisonError::into_inner);
     let (now, boot_now) = (Instant::now(), since_boot());
     let leases = worker
         .attempts

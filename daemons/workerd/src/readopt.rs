@@ -108,7 +108,7 @@ fn adopt(worker: &Arc<Worker>, sandbox: Arc<dyn Sandbox>, left: Left, lease: Opt
             image: whose.record.image.clone(),
         };
         let began_at = left.began_at.unwrap_or_else(now);
-        let ended = follow(sandbox.as_ref(), &left, &whose, &held, began_at).await;
+        let ended = follow(&worker, sandbox.as_ref(), &left, &whose, &held, began_at).await;
         trace.phases.run = u64::try_from(now() - began_at).unwrap_or(0);
         attempt::finish(&worker, &held, &trace, ended).await;
     });
@@ -116,6 +116,7 @@ fn adopt(worker: &Arc<Worker>, sandbox: Arc<dyn Sandbox>, left: Left, lease: Opt
 
 /// From where the former process left off.
 async fn follow(
+    worker: &Arc<Worker>,
     sandbox: &dyn Sandbox,
     left: &Left,
     whose: &Whose,
@@ -128,7 +129,7 @@ async fn follow(
     // One that ended by itself while nobody was there is found ended at once; only then its time is looked at.
     let patience = timeout.saturating_sub(ran).max(Duration::from_secs(2));
     let until = Instant::now() + patience;
-    let order = Order { feed: Feed::Nothing, until, record: &whose.record, adopted: true };
+    let order = Order { worker, feed: Feed::Nothing, until, record: &whose.record, adopted: true };
     let (ended, exit) = run::supervise(running, held, order).await?;
     let took = exit.map(|exit| exit.finished_at - exit.started_at).and_then(|ms| u64::try_from(ms).ok());
     if took.is_some_and(|ms| ms > whose.record.timeout_ms + OVERTIME_MS) {

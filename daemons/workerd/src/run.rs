@@ -15,8 +15,10 @@ use crate::{
     attempt::{Ended, Fault},
     broker::Broker,
     held::{Held, Stop},
+    leases,
     output::Capture,
     sandbox::{Control, Exit, Piece, Record, Running, Unavailable, docker::read_again},
+    worker::Worker,
 };
 
 /// For the rest of the output, once the command has ended.
@@ -47,6 +49,8 @@ impl Drop for AbortOnDrop {
 
 /// What is awaited of a command.
 pub(crate) struct Order<'a> {
+    /// Whose attempt it is.
+    pub worker: &'a Arc<Worker>,
     /// What goes to its standard input.
     pub feed: Feed,
     /// When it is killed.
@@ -63,11 +67,12 @@ pub(crate) async fn supervise(
     held: &Arc<Held>,
     order: Order<'_>,
 ) -> Result<(Ended, Option<Exit>), Fault> {
-    let control = running.control.clone();
+    let (control, tasks) = (running.control.clone(), order.worker.tasks.clone());
     let ended = watch(running, held, order).await;
     if !matches!(ended, Err(Fault::Detached)) {
         let id = held.container();
-        tokio::spawn(async move {
+        // Its room is free again before Docker is done with it; a stop waits for it.
+        tasks.spawn(async move {
             if let Err(e) = control.remove().await {
                 tracing::warn!(container = id, "left for the next sweep: {e}");
             }
@@ -112,6 +117,8 @@ async fn watch(running: Running, held: &Arc<Held>, order: Order<'_>) -> Result<(
                     end(control.as_ref()).await?;
                     return Err(Fault::Ours(why));
                 }
+                // From now on another process could take the container up.
+                leases::write(order.worker);
             }
         }
     };

@@ -3,7 +3,7 @@
 use std::{
     path::PathBuf,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -69,6 +69,8 @@ pub struct Worker {
     pub check_docker: Notify,
     /// Wakes the cache's upkeep.
     pub tidy: Notify,
+    /// Held while the leases are written down.
+    pub(crate) writing_leases: Mutex<()>,
     docker_down: AtomicBool,
     events: mpsc::Sender<Message>,
 }
@@ -98,6 +100,7 @@ impl Worker {
             metrics,
             check_docker: Notify::new(),
             tidy: Notify::new(),
+            writing_leases: Mutex::default(),
             docker_down: AtomicBool::new(false),
             events,
             config,

@@ -96,6 +96,7 @@ fn commit<'m>(mirror: &'m Repository, reference: &str) -> Option<git2::Commit<'m
 /// Sorts an error of libgit2.
 pub(super) fn sorted(error: &git2::Error) -> Failure {
     let message = error.message().trim().to_owned();
+    let lower = message.to_lowercase();
     let http = |status: &str| message.contains(&format!("status code: {status}"));
     let problem = match (error.code(), error.class()) {
         (ErrorCode::Auth, _) => Problem::Denied,
@@ -105,14 +106,16 @@ pub(super) fn sorted(error: &git2::Error) -> Failure {
             Problem::Denied
         }
         (_, ErrorClass::Net | ErrorClass::Http | ErrorClass::Ssl | ErrorClass::Ssh) => {
-            if message.to_lowercase().contains("not found") {
-                Problem::NoRepository
-            } else {
-                Problem::Unreachable
-            }
+            if lower.contains("not found") { Problem::NoRepository } else { Problem::Unreachable }
+        }
+        // What the system says of sockets has the same class as what it says of files.
+        (_, ErrorClass::Os)
+            if ["connect", "resolve address", "timed out", "network"].iter().any(|s| lower.contains(s)) =>
+        {
+            Problem::Unreachable
         }
         (ErrorCode::NotFound, _) => Problem::NoRepository,
-        (_, ErrorClass::Os) if message.contains("No such file or directory") => Problem::NoRepository,
+        (_, ErrorClass::Os) if lower.contains("no such file or directory") => Problem::NoRepository,
         _ => Problem::Broken,
     };
     (problem, message)

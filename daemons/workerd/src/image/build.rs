@@ -127,7 +127,10 @@ fn sorted(job: &Job<'_>, log: &mut BuildLog, error: &Error) -> Problem {
         "" => format!("{} of {}", job.source.dockerfile, without_password(&job.source.git_url)),
         step => refusal::one_line(step),
     };
-    let hint = if what.contains("pull access denied") || what.contains("manifest unknown") {
+    let unreached = ["dial tcp", "i/o timeout", "TLS handshake", "no such host"];
+    let hint = if unreached.iter().any(|text| what.contains(text)) && log.step().contains(" : FROM ") {
+        " (this worker does not reach the image registry; an image that is on it already needs none)"
+    } else if what.contains("pull access denied") || what.contains("manifest unknown") {
         " (there is no such base image, or no permission to pull it)"
     } else {
         ""

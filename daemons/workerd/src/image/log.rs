@@ -19,9 +19,7 @@ pub struct BuildLog {
 impl BuildLog {
     /// More of it.
     pub fn push(&mut self, text: &str) {
-        // A build may write NUL and escape sequences; a log is shown on terminals.
-        let clean: String =
-            text.chars().map(|c| if c.is_control() && !matches!(c, '\n' | '\t') { ' ' } else { c }).collect();
+        let clean = clean(text);
         for part in clean.split_inclusive('\n') {
             if self.line.len() < MAX_LINE_BYTES {
                 self.line.push_str(part);
@@ -88,6 +86,30 @@ impl BuildLog {
     }
 }
 
+/// Without escape sequences (Docker itself colours standard error) and control characters: a log is shown on terminals.
+fn clean(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        match c {
+            '\u{1b}' => {
+                let rest = chars.as_str();
+                if let Some(sequence) = rest.strip_prefix('[')
+                    && let Some(end) = sequence.find(|c: char| ('@'..='~').contains(&c))
+                {
+                    chars = sequence[end + 1..].chars();
+                }
+            }
+            '\n' | '\t' => out.push(c),
+            // What rewrites a line is shown as another.
+            '\r' if !chars.as_str().starts_with('\n') => out.push('\n'),
+            c if c.is_control() => {}
+            c => out.push(c),
+        }
+    }
+    out
+}
+
 /// `5` of `Step 3/5 : RUN make`.
 fn step_total(line: &str) -> Option<u32> {
     let (count, _) = line.strip_prefix("Step ")?.split_once(" : ")?;
@@ -120,6 +142,7 @@ mod tests {
         }
         let (text, truncated) = log.finish();
         assert!(truncated && text.len() <= MAX_LOG_BYTES);
-        assert!(text.contains("line 99999") && !text.contains('\u{1b}'));
+        assert!(text.contains("line 99999\n") || text.contains("line 99999 \n"), "the end is missing");
+        assert_eq!(clean("\u{1b}[91mbad\u{1b}[0m\0\r\nworse\u{1b}"), "bad\nworse");
     }
 }

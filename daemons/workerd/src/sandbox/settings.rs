@@ -36,7 +36,9 @@ pub(super) fn body(
 ) -> ContainerCreateBody {
     let memory = i64::try_from(spec.limits.memory_bytes).unwrap_or(i64::MAX);
     let mut tmpfs = HashMap::new();
-    let options = |bytes: u64| format!("rw,exec,nosuid,nodev,mode=1777,size={bytes}");
+    let user = user(&spec.image);
+    let owner = owner(&user);
+    let options = |bytes: u64| format!("rw,exec,nosuid,nodev,mode=1777,size={bytes}{owner}");
     tmpfs.insert("/tmp".to_owned(), options(config.tmp_bytes));
     // Where the image has its own files in /work, an empty file system would hide them.
     let own_work = within(&spec.image.workdir, WORK);
@@ -59,7 +61,7 @@ pub(super) fn body(
         entrypoint: Some(Vec::new()),
         cmd: Some(spec.argv.clone()),
         env: Some(env),
-        user: Some(user(&spec.image)),
+        user: Some(user),
         working_dir: Some(workdir(&spec.image, home)),
         hostname: Some("task".into()),
         labels: Some(labels(spec, worker)),
@@ -119,6 +121,17 @@ fn user(image: &Image) -> String {
     if root { UNPRIVILEGED.into() } else { image.user.clone() }
 }
 
+/// A file system mounted over a directory of the image takes that directory's mode, which may be root's alone; so it
+/// belongs to the user, where that is known by number.
+fn owner(user: &str) -> String {
+    let (uid, gid) = user.split_once(':').unwrap_or((user, ""));
+    let number = |name: &str, text: &str| match text.parse::<u32>() {
+        Ok(number) => format!(",{name}={number}"),
+        Err(_) => String::new(),
+    };
+    number("uid", uid) + &number("gid", gid)
+}
+
 fn workdir(image: &Image, home: &str) -> String {
     match image.workdir.as_str() {
         "" | "/" => home.to_owned(),
@@ -153,6 +166,13 @@ mod tests {
         }
         assert_eq!(user(&image("app:app", "")), "app:app");
         assert_eq!(user(&image("1000", "")), "1000");
+    }
+
+    #[test]
+    fn a_user_known_by_number_owns_its_file_systems() {
+        assert_eq!(owner("65534:65534"), ",uid=65534,gid=65534");
+        assert_eq!(owner("1000"), ",uid=1000");
+        assert_eq!(owner("app:app"), "");
     }
 
     #[test]
