@@ -112,10 +112,10 @@ async fn guard(State(api): State<Api>, mut request: HttpRequest, next: Next) -> 
     if !MAY_PAUSE.contains(&method.as_str()) {
         request = request.map(|body| Body::new(TimeoutBody::new(BODY_PAUSE, body)));
     }
-    // A verb that began ends, even where its caller has gone: half of one is what nobody asked for.
-    let answer = tokio::spawn(next.run(request).instrument(span)).await;
-    match answer {
-        Ok(answer) => answer.map(|body| {
+    // A verb that began ends, even where its caller has gone: half of one is what nobody asked for. Its places go
+    // with it, so that callers who come and go at once find the room full as well.
+    match tokio::spawn(async move { (next.run(request).instrument(span).await, places) }).await {
+        Ok((answer, places)) => answer.map(|body| {
             Body::new(body.map_frame(move |frame| {
                 let _held_until_the_answer_is_out = &places;
                 frame

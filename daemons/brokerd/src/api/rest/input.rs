@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use axum::{
+    body::Body,
     extract::{FromRequest, FromRequestParts, Path, Query, Request},
     http::{HeaderMap, header, request::Parts},
 };
@@ -116,19 +117,25 @@ fn check_type(headers: &HeaderMap) -> Result<(), Error> {
 }
 
 async fn read(request: Request, most: usize) -> Result<(Bytes, Place), Error> {
-    let too_large = || Error::new(Code::TooLarge, format!("the body of this call has at most {most} bytes"));
     let call = request.extensions().get::<Call>().cloned();
     let call = call.ok_or_else(|| Error::new(Code::Internal, "a call that was not let in"))?;
     let said = request.headers().get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
     if said.is_some_and(|length: usize| length > most) {
-        return Err(too_large());
+        return Err(too_large(most));
     }
     let place = call.rooms().body(said.unwrap_or(most)).await?;
     let patience = BODY_PATIENCE + Duration::from_secs(most as u64 / SLOWEST_BYTES_PER_SECOND);
-    let body = Limited::new(request.into_body(), most).collect();
-    match tokio::time::timeout(patience, body).await {
-        Ok(Ok(body)) => Ok((body.to_bytes(), place)),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
+    Ok((collect(request.into_body(), most, patience).await?, place))
+}
+
+fn too_large(most: usize) -> Error {
+    Error::new(Code::TooLarge, format!("the body of this call has at most {most} bytes"))
+}
+
+async fn collect(body: Body, most: usize, patience: Duration) -> Result<Bytes, Error> {
+    match tokio::time::timeout(patience, Limited::new(body, most).collect()).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large(most)),
         Ok(Err(_)) => Err(Error::new(Code::InvalidInput, "the body broke off")),
         Err(_) => Err(Error::new(
             Code::BodyTooSlow,
@@ -174,4 +181,20 @@ pub fn worker(text: &str) -> Result<WorkerName, Error> {
     WorkerName::new(text).map_err(|rule| {
         Error::new(Code::WorkerNotFound, format!("there is no such worker: {}", rule.message))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::{StreamExt, stream};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_body_that_stalls_is_not_waited_for_beyond_its_time() {
+        let stalled = stream::iter([Ok::<_, std::io::Error>(Bytes::from("{"))]).chain(stream::pending());
+        let read = collect(Body::from_stream(stalled), 100, Duration::from_millis(20)).await;
+        assert_eq!(read.expect_err("refused").code, Code::BodyTooSlow);
+        let whole = collect(Body::from("{}"), 2, BODY_PATIENCE).await;
+        assert_eq!(whole.expect("read"), "{}");
+    }
 }

@@ -16,7 +16,7 @@ mod workers;
 
 use axum::{
     Router,
-    body::Body,
+    body::{Body, HttpBody},
     extract::{Request, State},
     http::{HeaderValue, header},
     middleware::{self, Next},
@@ -67,9 +67,12 @@ async fn guard(
     };
     let span = tracing::debug_span!("rest", route = route.path, caller = call.shown());
     request.extensions_mut().insert(call);
-    // A verb that began ends, even where its caller has gone: half of one is what nobody asked for.
-    match tokio::spawn(next.run(request).instrument(span)).await {
-        Ok(answer) => answer.map(|body| {
+    // A verb that began ends, even where its caller has gone: half of one is what nobody asked for. Its place goes with
+    // it, so that callers who come and go at once find the room full as well.
+    match tokio::spawn(async move { (next.run(request).instrument(span).await, place) }).await {
+        // All of it is there already: it keeps its length, and its place is free.
+        Ok((answer, _)) if answer.body().size_hint().exact().is_some() => answer,
+        Ok((answer, place)) => answer.map(|body| {
             Body::new(body.map_frame(move |frame| {
                 let _held_until_the_answer_is_out = &place;
                 frame

@@ -23,6 +23,7 @@ async fn a_job_is_submitted_shown_and_listed_without_its_password() {
     assert_eq!(submitted.status, StatusCode::CREATED, "{submitted:?}");
     let shown = submitted.json();
     let id = shown["job_id"].as_str().expect("an id").to_owned();
+    assert_eq!(submitted.header("content-length"), submitted.text.len().to_string());
     assert_eq!(submitted.header("location"), format!("/api/v1/jobs/{id}"));
     assert_eq!((&shown["project"], &shown["tasks"]["total"]), (&json!("pi"), &json!(3)));
     assert_eq!((&shown["command"], &shown["git_url"]), (&json!("pi {}"), &json!("https://me@host/pi.git")));
