@@ -10,8 +10,6 @@ use super::git;
 /// A job's files are code, not data; more than this is a directory taken by mistake.
 const MAX_FILES: usize = 20_000;
 const MAX_BYTES: u64 = 512 << 20;
-/// The mode of an entry that is a repository of its own.
-const MODE_REPOSITORY: u32 = 0o160_000;
 
 /// Writes the tree of `dir`, without what its `.gitignore` names.
 pub fn take(repository: &Repository, dir: &Path) -> Result<Oid, Error> {
@@ -22,9 +20,16 @@ pub fn take(repository: &Repository, dir: &Path) -> Result<Oid, Error> {
     repository.set_index(&mut index).map_err(|error| git(&error))?;
 
     let (mut files, mut bytes) = (0_usize, 0_u64);
+    let mut inner = None;
     let mut within = |path: &Path, _: &[u8]| {
+        let found = dir.join(path).symlink_metadata();
+        // A link to a directory is a link, wherever it leads.
+        if found.as_ref().is_ok_and(std::fs::Metadata::is_dir) && dir.join(path).join(".git").exists() {
+            inner = Some(path.to_path_buf());
+            return -1;
+        }
         files += 1;
-        bytes += dir.join(path).symlink_metadata().map_or(0, |found| found.len());
+        bytes += found.map_or(0, |found| found.len());
         if files > MAX_FILES || bytes > MAX_BYTES { -1 } else { 0 }
     };
     let added = index.add_all(["*"], IndexAddOption::DEFAULT, Some(&mut within));
@@ -35,15 +40,14 @@ pub fn take(repository: &Repository, dir: &Path) -> Result<Oid, Error> {
         ))
         .hint("name what is not needed in its .gitignore"));
     }
+    if let Some(inner) = inner {
+        let path = shown(inner.to_string_lossy().trim_end_matches('/'));
+        return Err(refused(format!("holds {path}, which is a git repository of its own"))
+            .hint(format!("name it in .gitignore, or take {path}/.git away")));
+    }
     added.map_err(|error| place(git(&error)))?;
     if index.is_empty() {
         return Err(refused("has no file to push".into()).hint("its .gitignore may name all of them"));
-    }
-    if let Some(inner) = index.iter().find(|entry| entry.mode == MODE_REPOSITORY) {
-        let path = String::from_utf8_lossy(&inner.path).into_owned();
-        let path = shown(path.trim_end_matches('/'));
-        return Err(refused(format!("holds {path}, which is a git repository of its own"))
-            .hint(format!("name it in .gitignore, or take {path}/.git away")));
     }
     index.write_tree_to(repository).map_err(|error| place(git(&error)))
 }

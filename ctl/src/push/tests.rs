@@ -79,6 +79,7 @@ fn a_symlink_stays_a_symlink_and_nothing_outside_the_directory_is_read() {
     let place = place();
     let secret = place.dir.parent().expect("a parent").join("secret");
     fs::write(&secret, "secret").expect("written");
+    fs::create_dir(place.dir.parent().expect("a parent").join(".git")).expect("made");
     symlink(&secret, place.dir.join("link")).expect("linked");
     symlink(place.dir.parent().expect("a parent"), place.dir.join("up")).expect("linked");
     let pushed = place.push().expect("pushed");
