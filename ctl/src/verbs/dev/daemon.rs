@@ -81,6 +81,11 @@ impl Daemon {
         self
     }
 
+    /// With a variable in its environment, unless it is set for this process.
+    pub fn with_default(self, name: &'static str, value: &str) -> Self {
+        if std::env::var_os(name).is_some() { self } else { self.with_env(name, value) }
+    }
+
     /// As its lines are marked.
     pub fn name(&self) -> &str {
         &self.name

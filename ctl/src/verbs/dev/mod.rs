@@ -46,6 +46,9 @@ pub struct Args {
     /// Queue on this RabbitMQ instead of in a file.
     #[arg(long, value_name = "URL", env = "CODERING_RABBITMQ", hide_env_values = true)]
     rabbitmq: Option<String>,
+    /// Show all that the daemons log, not only how they start and stop and what goes wrong.
+    #[arg(long, short)]
+    verbose: bool,
     /// Pretend to run the tasks: no git, no Docker.
     #[arg(long)]
     simulate: bool,
@@ -59,6 +62,11 @@ pub struct Args {
 
 /// The project that is there from the start.
 const PROJECT: &str = "demo";
+/// The variable that says what the daemons log, where it is not set already.
+const LOG_FILTER: &str = "CODERING_LOG";
+/// Some lines a task are too many for a terminal.
+const QUIET_FILTER: &str =
+    "warn,codering_brokerd::start=info,codering_workerd::start=info,codering_workerd::stream=info";
 /// The variable by which a worker finds its join token.
 const JOIN_TOKEN_FILE: &str = "CODERING_ENROLL_TOKEN_FILE";
 /// A worker enrols in the second after its token was made; a machine under load takes longer.
@@ -83,12 +91,14 @@ pub async fn run(ctx: &Context, args: Args) -> Result<(), Error> {
     let (broker_phase, of_broker) = watch::channel(Phase::Run);
     let (worker_phase, of_worker) = watch::channel(Phase::Hold);
 
-    let broker = Daemon::new("brokerd", "codering-brokerd", &place.broker_config())?;
+    let filter = if args.verbose { "info" } else { QUIET_FILTER };
+    let broker =
+        Daemon::new("brokerd", "codering-brokerd", &place.broker_config())?.with_default(LOG_FILTER, filter);
     let workers = (1..=args.workers)
         .map(|number| {
             let worker =
                 Daemon::new(&format!("workerd-{number}"), "codering-workerd", &place.worker_config(number))?;
-            Ok(worker.with_env(JOIN_TOKEN_FILE, place.join_token(number)))
+            Ok(worker.with_env(JOIN_TOKEN_FILE, place.join_token(number)).with_default(LOG_FILTER, filter))
         })
         .collect::<Result<Vec<_>, Error>>()?;
 
@@ -164,6 +174,11 @@ async fn set_up(
     }
     let names: Vec<_> = (1..).take(workers.len()).map(|number| place.worker_name(number)).collect();
     ready::connected(ctx, &connected, workers, &names).await?;
+    // Used once, or taken by a worker that is not there yet and lives no longer than its time.
+    (1..)
+        .take(workers.len())
+        .filter(|number| place.has_certificate(*number))
+        .for_each(|number| place.remove_join_token(number));
     place.write_endpoints(&endpoints)?;
     Ok(endpoints)
 }

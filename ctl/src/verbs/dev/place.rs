@@ -120,6 +120,12 @@ impl Place {
         self.write(&format!("workerd-{number}.join"), secret.as_bytes())
     }
 
+    /// Takes a join token away.
+    pub fn remove_join_token(&self, number: u32) {
+        // A worker that enrolled before had none.
+        let _ = fs::remove_file(self.join_token(number));
+    }
+
     /// What `endpoints.json` says once everything runs.
     pub fn endpoints(&self, project: &str) -> Result<Endpoints, Error> {
         let token = self.broker_dir().join("admin.token");
@@ -246,4 +252,64 @@ fn free_port(asked: Option<u16>, before: u16) -> Result<TcpListener, Error> {
 
 fn port(listener: &TcpListener) -> Result<u16, Error> {
     listener.local_addr().map(|at| at.port()).map_err(|error| Error::new(Code::Internal, error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn args(dir: &Path) -> Args {
+        Args {
+            data_dir: dir.join("dev"),
+            workers: 2,
+            slots: Some(3),
+            rabbitmq: Some("amqp://me:secret@host".into()),
+            verbose: false,
+            simulate: true,
+            rest_port: None,
+            grpc_port: None,
+        }
+    }
+
+    #[test]
+    fn a_directory_is_held_by_one_process_and_keeps_its_ports() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let first = Place::open(&args(dir.path())).expect("opened");
+        let error = Place::open(&args(dir.path())).map(drop).expect_err("held");
+        assert!(error.message.contains("another coderingctl dev"), "{error}");
+        let ports = (first.ports.grpc, first.ports.rest);
+        assert_ne!(ports.0, ports.1);
+        drop(first);
+        let again = Place::open(&args(dir.path())).expect("free again");
+        assert_eq!((again.ports.grpc, again.ports.rest), ports);
+    }
+
+    #[test]
+    fn secrets_are_for_the_owner_alone_and_never_part_of_a_push() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let place = Place::open(&args(dir.path())).expect("opened");
+        place.write_join_token(1, "cdr_secret").expect("written");
+        let mode = |path: &Path| fs::metadata(path).expect("there").permissions().mode() & 0o777;
+        assert_eq!((mode(place.dir()), mode(&place.join_token(1))), (0o700, 0o600));
+        assert_eq!(mode(&place.dir().join("rabbitmq.url")), 0o600);
+        assert_eq!(fs::read_to_string(place.dir().join(".gitignore")).expect("there"), "*\n");
+        let broker = fs::read_to_string(place.broker_config()).expect("there");
+        assert!(broker.contains("url_file") && !broker.contains("secret"), "{broker}");
+        let worker: Table = fs::read_to_string(place.worker_config(2)).expect("there").parse().expect("TOML");
+        assert_eq!(
+            (worker["slots"].as_integer(), worker["simulate"]["enabled"].as_bool()),
+            (Some(3), Some(true))
+        );
+        assert_eq!(worker["on_stop"].as_str(), Some("kill"));
+    }
+
+    #[test]
+    fn the_workers_of_two_directories_have_names_that_differ() {
+        let (one, other) = (tempfile::tempdir().expect("made"), tempfile::tempdir().expect("made"));
+        let name = |dir: &Path| Place::open(&args(dir)).expect("opened").worker_name(1);
+        assert_ne!(name(one.path()), name(other.path()));
+        assert!(codering_core::WorkerName::new(name(one.path())).is_ok());
+    }
 }
