@@ -116,8 +116,8 @@ fn within(path: &str, top: &str) -> bool {
 
 fn user(image: &Image) -> String {
     let name = image.user.split(':').next().unwrap_or_default().trim();
-    // "00" is root too.
-    let root = name.is_empty() || name == "root" || name.parse() == Ok(0_u64);
+    // Docker reads a number as Go does: "00", "+0" and "-0" are root too.
+    let root = name.is_empty() || name == "root" || name.parse() == Ok(0_i64);
     if root { UNPRIVILEGED.into() } else { image.user.clone() }
 }
 
@@ -161,7 +161,7 @@ mod tests {
 
     #[test]
     fn root_and_nobody_in_particular_become_an_unprivileged_user_and_another_stays() {
-        for root in ["", "root", "0", "0:0", "root:adm", "00", "000:5"] {
+        for root in ["", "root", "0", "0:0", "root:adm", "00", "000:5", "-0", "+0"] {
             assert_eq!(user(&image(root, "")), UNPRIVILEGED, "{root}");
         }
         assert_eq!(user(&image("app:app", "")), "app:app");
