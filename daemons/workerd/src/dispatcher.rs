@@ -8,9 +8,9 @@ use tokio::time::Instant;
 
 use crate::{attempt, clock::now, held::Held, worker::Worker};
 
-/// Takes an assignment that arrived just now.
-pub(crate) fn assign(worker: &Arc<Worker>, wire: v1::Assignment) {
-    let arrived = Instant::now();
+/// Takes an assignment. Its lease counts from `since`, the newest moment that is certain to lie before the broker gave
+/// it: when it arrived says nothing of how long it was on the way.
+pub(crate) fn assign(worker: &Arc<Worker>, wire: v1::Assignment, since: Instant) {
     let (token, refused) = (wire.token.clone(), refusal(worker, &wire));
     let assigned = match Assigned::try_from(wire) {
         Ok(assigned) => assigned,
@@ -37,7 +37,7 @@ pub(crate) fn assign(worker: &Arc<Worker>, wire: v1::Assignment) {
         assigned.attempt,
         assigned.spec.limits.output_bytes,
         lease,
-        arrived + lease,
+        since + lease,
     );
     worker.attempts.insert(held.clone());
     worker.metrics.running.set(i64::try_from(worker.attempts.len()).unwrap_or(i64::MAX));

@@ -42,10 +42,12 @@ struct Session<'w> {
     logs: mpsc::Sender<FromWorker>,
     lease: Duration,
     beats: Beats,
+    /// When the last word that the broker has answered was sent: whatever it gives came after that.
+    answered: Instant,
     pumps: HashMap<LeaseToken, AbortHandle>,
     pumping: JoinSet<()>,
     reported: HashMap<LeaseToken, Instant>,
-    large: JoinSet<Option<v1::ReportReceived>>,
+    large: JoinSet<Result<v1::ReportReceived, LeaseToken>>,
     draining: bool,
 }
 
@@ -112,6 +114,7 @@ async fn attached(
         logs,
         lease,
         beats: Beats::default(),
+        answered: said_hello,
         pumps: HashMap::new(),
         pumping: JoinSet::new(),
         reported: HashMap::new(),
@@ -183,8 +186,11 @@ impl Session<'_> {
                 _ = attempts.changed() => self.pump_all(),
                 _ = spool.changed() => self.report_all().await?,
                 Some(done) = self.large.join_next() => {
-                    if let Ok(Some(received)) = done {
-                        self.received(&received);
+                    match done {
+                        Ok(Ok(received)) => self.received(&received),
+                        // From now on as any other that was not answered.
+                        Ok(Err(token)) => drop(self.reported.insert(token, Instant::now())),
+                        Err(_) => {}
                     }
                     self.report_all().await?;
                 }
@@ -230,9 +236,12 @@ impl Session<'_> {
 
     fn take(&mut self, message: to_worker::Message) {
         match message {
-            to_worker::Message::Assignment(assignment) => dispatcher::assign(self.worker, assignment),
+            to_worker::Message::Assignment(assignment) => {
+                dispatcher::assign(self.worker, assignment, self.answered);
+            }
             to_worker::Message::Heartbeat(reply) => {
                 if let Some(beat) = self.beats.answered(reply.seq) {
+                    self.answered = beat.sent;
                     self.settle(beat.sent, &beat.tokens, &reply.fenced_tokens);
                 }
                 for token in &reply.cancelled_tokens {
@@ -285,12 +294,12 @@ impl Session<'_> {
                 self.reported.insert(token, Instant::now());
                 self.send(Message::Report(report)).await?;
             } else if self.large.len() < LARGE_AT_ONCE {
-                self.reported.insert(token, Instant::now() + REPORT_AGAIN * 8);
-                let (broker, token) = (worker.broker.clone(), report.token.clone());
+                self.reported.insert(token.clone(), Instant::now() + REPORT_AGAIN * 8);
+                let broker = worker.broker.clone();
                 self.large.spawn(async move {
                     let received = broker.report(report).await;
                     // The answer names the token; one that does not is taken as none.
-                    received.filter(|received| received.token == token)
+                    received.filter(|received| received.token == token.as_str()).ok_or(token)
                 });
             }
         }
