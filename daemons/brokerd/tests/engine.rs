@@ -387,3 +387,40 @@ async fn a_watcher_hears_of_progress_and_last_of_the_end() {
     assert_eq!(states.last(), Some(&JobState::Succeeded));
     assert_eq!(states.iter().filter(|s| s.is_final()).count(), 1);
 }
+
+#[tokio::test]
+async fn a_raw_message_may_not_ask_for_what_a_submit_may_not() {
+    let rig = Rig::with(|s| s.max_limits.network = false).await;
+    let mut worker = rig.worker("w1", 1).await;
+    let body = r#"{"project_id": "pi", "task_id": "1", "git_url": "https://host/pi.git", "command": "pi", "network": true}"#;
+    rig.broker.put(&QueueName::todo(&pi()), Bytes::from_static(body.as_bytes()), 0).await.unwrap();
+    let dead = until("a dead letter", async || {
+        let (letters, _) = rig.broker.dead(&pi(), 10).await.unwrap();
+        letters.into_iter().next()
+    })
+    .await;
+    assert!(format!("{dead:?}").contains("network"), "{dead:?}");
+    assert!(worker.gets_nothing().await);
+}
+
+#[tokio::test]
+async fn a_job_that_is_retried_while_the_reconciler_looks_at_it_does_not_end_without_its_tasks() {
+    let rig = Rig::with(|s| s.reconcile_every = Duration::from_millis(1)).await;
+    let mut worker = rig.worker("w1", 1).await;
+    let job = rig.submit(spec(), vec![with_one_attempt()]).await;
+    for _ in 0..15 {
+        let held = worker.assignment().await;
+        worker.report(&held, Outcome::Failed, "").await;
+        rig.reaches(&job, JobState::Failed).await;
+        assert_eq!(rig.broker.retry_job(&job.id).await.unwrap().1, 1);
+    }
+    let held = worker.assignment().await;
+    assert!(worker.report(&held, Outcome::Succeeded, "").await);
+    let job = rig.reaches(&job, JobState::Succeeded).await;
+    assert_eq!((job.counts.total, job.counts.succeeded), (1, 1));
+}
+
+fn with_one_attempt() -> codering_core::TaskSpec {
+    let limits = LimitsPatch { max_attempts: Some(1), ..LimitsPatch::default() };
+    codering_core::TaskSpec { limits, ..tasks(1).remove(0) }
+}

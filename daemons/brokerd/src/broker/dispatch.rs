@@ -1,7 +1,7 @@
 //! From the todo queue to a worker: a message is taken when a slot is free for it, the lease is recorded,
 //! the worker is told, and the message acked.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use codering_core::{
     AttemptSpec, Code, Error, JobSpec, Limits, ProjectName, QueueName, TaskKey, WorkerName,
@@ -26,6 +26,9 @@ use crate::{
 
 /// A task that no connected worker can run is looked at again after this, in milliseconds.
 const UNPLACED_PAUSE_MS: i64 = 2000;
+/// A message whose task could not be leased returns to its queue after this. At once, it would go round and round
+/// for as long as the ledger is away, until its queue counts it as undeliverable.
+const REQUEUE_PAUSE: Duration = Duration::from_secs(1);
 
 /// What an attempt at `task` is told to do.
 pub(super) fn attempt_spec(
@@ -101,6 +104,10 @@ impl Broker {
             }
             Err(error) => {
                 tracing::warn!(project = %project, %error, "a message returns to its queue");
+                tokio::select! {
+                    () = tokio::time::sleep(REQUEUE_PAUSE) => {}
+                    () = self.stop.cancelled() => {}
+                }
                 delivery.settle.requeue().await
             }
         };
@@ -131,6 +138,10 @@ impl Broker {
                     }
                 }
             }
+            // What a submit may not ask for, a raw message may not either.
+            None if let Err(error) = self.check_limits(&message.task_spec()?.limits, "limits") => {
+                return Ok(Fate::Rejected(format!("{}: {error}", error.code.as_str())));
+            }
             None => match self.adopt(project, &message, delivery.redelivered).await? {
                 Some(task) => task,
                 None => return Ok(Fate::Dropped),
@@ -155,12 +166,12 @@ impl Broker {
             return Ok(Fate::Dropped);
         }
         let labels = if task.reduce { BTreeMap::new() } else { spec.labels.clone() };
-        let placed = if paused { None } else { self.scheduler().place(&task.project, &labels) };
+        let token = new_token();
+        let placed = if paused { None } else { self.scheduler().place(&task.project, &labels, &token) };
         let Some((worker, session)) = placed else {
             self.hand_back(task, paused).await?;
             return Ok(Fate::Dropped);
         };
-        let token = new_token();
         let leased_at = now();
         let lease_ms = u64::try_from(self.settings.lease.as_millis()).unwrap_or(u64::MAX);
         let deadline = leased_at + i64::try_from(lease_ms).unwrap_or(0);
@@ -170,7 +181,7 @@ impl Broker {
         let task = match self.change(&key, Some(task), Event::Lease(lease), Ended::default()).await {
             Ok(Changed::Yes(task)) => *task,
             other => {
-                self.scheduler().unplace(&project, &worker);
+                self.scheduler().unplace(&project, &worker, &token);
                 return other.map(|_| Fate::Dropped);
             }
         };

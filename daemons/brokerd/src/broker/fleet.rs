@@ -66,6 +66,18 @@ impl Fleet {
         sent
     }
 
+    /// Gives a worker's stream its place. One that began before the stream that is there came too late.
+    fn seat(&self, name: &WorkerName, connected: Connected) -> Result<(), Error> {
+        let mut fleet = self.lock();
+        if fleet.get(name).is_some_and(|there| there.session > connected.session) {
+            return Err(Error::new(Code::BrokerBusy, format!("worker {name} has a newer stream")));
+        }
+        if let Some(older) = fleet.insert(name.clone(), connected) {
+            older.closed.cancel();
+        }
+        Ok(())
+    }
+
     /// Sends an assignment to the session that it was planned for.
     pub(super) fn assign(&self, worker: &WorkerName, session: u64, assignment: v1::Assignment) -> bool {
         self.send(worker, Some(session), to_worker::Message::Assignment(assignment))
@@ -146,29 +158,14 @@ impl Broker {
                 format!("a worker has 1 to {MAX_SLOTS} slots and at most 100 labels"),
             ));
         }
+        let id = self.fleet.sessions.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;
+        let _row = self.worker_rows.lock().await;
         let mut row = self.worker_row(&name).await?;
         row.last_seen_at = now();
         self.ledger.put_worker(row.clone()).await?;
-        let id = self.fleet.sessions.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;
         let (to, inbox) = mpsc::channel(STREAM_ROOM);
         let closed = CancellationToken::new();
-
-        let holds: HashSet<&str> = hello.held_tokens.iter().map(String::as_str).collect();
-        for (token, _) in self.leases.of_worker(&name) {
-            if !holds.contains(token.as_str()) {
-                self.expire(&token, "the worker came back without it").await;
-            }
-        }
         let (fenced, cancelled) = self.renew(&name, &hello.held_tokens);
-        let held = self.leases.of_worker(&name);
-        let mut stopping: HashSet<LeaseToken> =
-            cancelled.iter().filter_map(|t| LeaseToken::new(t).ok()).collect();
-        for (token, held) in &held {
-            let asked = self.ledger.task(&held.task.key).await?.is_some_and(|t| t.progress.cancel_requested);
-            if asked {
-                stopping.insert(token.clone());
-            }
-        }
         let welcome = v1::Welcome {
             worker: name.to_string(),
             lease_ms: self.settings.lease.as_millis() as u64,
@@ -187,18 +184,31 @@ impl Broker {
             connected_at: now(),
             last_seen: Instant::now(),
             draining: false,
-            cancelled: stopping,
+            cancelled: cancelled.iter().filter_map(|t| LeaseToken::new(t).ok()).collect(),
         };
-        if let Some(older) = self.fleet.lock().insert(name.clone(), connected) {
-            older.closed.cancel();
+        self.fleet.seat(&name, connected)?;
+        let session = Session { broker: self.clone(), name: name.clone(), id, inbox, closed };
+        // From here on nothing is assigned to the stream before this one: what the worker does not hold by now, it
+        // will never hear of.
+        let holds: HashSet<&str> = hello.held_tokens.iter().map(String::as_str).collect();
+        for (token, held) in self.leases.of_worker(&name) {
+            if !holds.contains(token.as_str()) {
+                self.expire(&token, "the worker came back without it").await;
+            } else if self.ledger.task(&held.task.key).await?.is_some_and(|t| t.progress.cancel_requested) {
+                self.fleet.cancel(&name, &token);
+            }
         }
-        let busy = u32::try_from(held.len()).unwrap_or(u32::MAX);
-        self.scheduler().join(name.clone(), id, hello.slots, busy, row.paused, hello.labels);
-        tracing::info!(worker = %name, slots = hello.slots, held = busy, "a worker is connected");
+        {
+            let mut scheduler = self.scheduler();
+            // Looked at with the scheduler held: an attempt that ends now is in both or in neither.
+            let busy: HashSet<_> = self.leases.of_worker(&name).into_iter().map(|(token, _)| token).collect();
+            tracing::info!(worker = %name, slots = hello.slots, held = busy.len(), "a worker is connected");
+            scheduler.join(name, id, hello.slots, busy, row.paused, hello.labels);
+        }
         self.metrics.workers.set(self.fleet.lock().len() as i64);
         self.scheduler().ring_all();
         self.dispatch.notify_one();
-        Ok(Session { broker: self.clone(), name, id, inbox, closed })
+        Ok(session)
     }
 
     async fn worker_row(&self, name: &WorkerName) -> Result<ledger::Worker, Error> {
@@ -394,6 +404,7 @@ impl Broker {
 
     /// A paused worker finishes what it runs and takes nothing new.
     pub async fn pause_worker(&self, name: &WorkerName, paused: bool) -> Result<WorkerView, Error> {
+        let _row = self.worker_rows.lock().await;
         let mut view = self.worker(name).await?;
         view.worker.paused = paused;
         self.ledger.put_worker(view.worker.clone()).await?;
@@ -404,6 +415,7 @@ impl Broker {
 
     /// Refuses a worker from now on; what it ran runs elsewhere.
     pub async fn revoke_worker(&self, name: &WorkerName) -> Result<WorkerView, Error> {
+        let _row = self.worker_rows.lock().await;
         let mut view = self.worker(name).await?;
         view.worker.revoked = true;
         self.ledger.put_worker(view.worker.clone()).await?;
@@ -481,10 +493,7 @@ impl Speaker {
                     v1::LogStream::Stderr => logs::Stream::Stderr,
                     _ => logs::Stream::Stdout,
                 };
-                match broker.leases.get(&token, &self.name) {
-                    Some(_) => broker.logs.append(&token, stream, log.offset, &log.data).await,
-                    None => Ok(()),
-                }
+                broker.append_log(&self.name, &token, stream, log.offset, &log.data).await
             }
             Some(from_worker::Message::Report(report)) => {
                 let token = report.token.clone();

@@ -13,7 +13,7 @@ use futures::{Stream, StreamExt, stream};
 use super::{
     Broker, JobEvent,
     change::{Changed, Ended},
-    live::{self, LiveJob},
+    live::{self, Awake, LiveJob},
     now,
 };
 use crate::ledger::{Build, Job, JobFilter, Stands, Task, TaskFilter};
@@ -107,7 +107,7 @@ impl Broker {
     }
 
     /// Changes the row, durably, one writer at a time.
-    async fn rewrite(&self, live: &LiveJob, change: impl Fn(&mut Job)) -> Result<Job, Error> {
+    pub(super) async fn rewrite(&self, live: &LiveJob, change: impl Fn(&mut Job)) -> Result<Job, Error> {
         let _writing = live.writing.lock().await;
         let mut row = live.job();
         change(&mut row);
@@ -188,21 +188,24 @@ impl Broker {
 
     /// Tasks that failed or were cancelled become ready again; those that succeeded stay.
     pub async fn retry_job(&self, id: &JobId) -> Result<(Job, u64), Error> {
-        let live = self.wake_job(id).await?;
-        let counts = live.with(|job| job.counts);
-        self.projects.admit(&live.with(|job| job.spec.project.clone()), counts.failed + counts.cancelled)?;
+        let job = self.ledger.job(id).await?.map(|job| self.current(job));
+        let job = job.ok_or_else(|| Error::new(Code::JobNotFound, format!("there is no job {id}")))?;
+        self.projects.admit(&job.spec.project, job.counts.failed + job.counts.cancelled)?;
+        let awake = self.wake_job(id).await?;
         let again: Vec<_> =
             Outcome::ALL.into_iter().filter(|outcome| *outcome != Outcome::Succeeded).collect();
         let filter = TaskFilter { stands: Some(Stands::Done), outcomes: again };
         let retried =
-            self.each_task(id, filter, |key| self.change_one(key, Event::Retry, Ended::default())).await?;
+            self.each_task(id, filter, |key| self.change_one(key, Event::Retry, Ended::default())).await;
+        let live = awake.done();
         self.settle_job(&live).await;
-        Ok((live.job(), retried))
+        Ok((live.job(), retried?))
     }
 
     /// A finished job is held in memory again, and its row says that it is not finished, before any of its tasks
-    /// changes: so a crash in between leaves a job that the next start looks at.
-    pub(super) async fn wake_job(&self, id: &JobId) -> Result<Arc<LiveJob>, Error> {
+    /// changes: so a crash in between leaves a job that the next start looks at. It does not end again while the answer
+    /// is held, although all its tasks are still done.
+    pub(super) async fn wake_job(&self, id: &JobId) -> Result<Awake, Error> {
         let live = match self.jobs.get(id) {
             Some(live) => live,
             None => {
@@ -213,24 +216,31 @@ impl Broker {
             }
         };
         let _writing = live.writing.lock().await;
+        // It may have ended, and been forgotten, while its last writer was waited for.
+        let there = self.jobs.insert(id.clone(), live.clone());
+        if !Arc::ptr_eq(&there, &live) {
+            return Err(Error::new(Code::BrokerBusy, format!("job {id} is being taken up by another call"))
+                .hint("try again"));
+        }
         let mut row = live.job();
         if !live::is_over(&row) {
             return match row.cancelled {
                 true => Err(Error::new(Code::JobUnfinished, format!("job {id} is being cancelled"))
                     .hint(format!("coderingctl watch {id}, then try again"))),
-                false => Ok(live.clone()),
+                false => Ok(live.keep_awake()),
             };
         }
         (row.cancelled, row.paused, row.finished_at, row.reduced_run) = (false, false, 0, 0);
         row.message.clear();
         row.state = JobState::Running;
         self.ledger.update_job(row.clone()).await?;
+        let awake = live.keep_awake();
         live.set_reduced(None);
         live.update(|job| {
             (job.cancelled, job.paused, job.finished_at, job.reduced_run) = (false, false, 0, 0);
             job.message.clear();
         });
-        Ok(live.clone())
+        Ok(awake)
     }
 
     /// Into memory, with everything derived anew.
@@ -266,17 +276,22 @@ impl Broker {
             return Err(Error::new(Code::JobUnfinished, format!("job {id} still runs"))
                 .hint(format!("coderingctl watch {id}")));
         }
-        let live = self.wake_job(id).await?;
+        let awake = self.wake_job(id).await?;
         if let Some(reduce) = reduce {
-            self.rewrite(&live, |job| job.reduce = Some(reduce.clone())).await?;
+            self.rewrite(&awake, |job| job.reduce = Some(reduce.clone())).await?;
         }
-        self.make_reduce(&live).await?;
-        Ok(live.job())
+        self.make_reduce(&awake, true).await?;
+        Ok(awake.job())
     }
 
-    /// Adds the next reduce step. The row counts it first: a crash in between leaves a step that is due.
-    async fn make_reduce(&self, live: &LiveJob) -> Result<(), Error> {
+    /// Adds the next reduce step, where it is due or a user asked. The row counts it first: a crash in between leaves a
+    /// step that is due.
+    async fn make_reduce(&self, live: &LiveJob, asked: bool) -> Result<(), Error> {
         let _writing = live.writing.lock().await;
+        let due = !live.is_awake() && reduce_is_due(&live.with(|job| job.counts), live.flags());
+        if !asked && !due {
+            return Ok(());
+        }
         let mut row = live.job();
         row.reduce_runs += 1;
         row.reduced_run = row.reduce_runs;
@@ -307,7 +322,7 @@ impl Broker {
             return;
         }
         let settled = if reduce_is_due(&counts, live.flags()) {
-            self.make_reduce_once(live).await
+            self.make_reduce(live, false).await
         } else if state.is_final() {
             self.finish_job(live).await
         } else {
@@ -319,19 +334,10 @@ impl Broker {
         }
     }
 
-    async fn make_reduce_once(&self, live: &LiveJob) -> Result<(), Error> {
-        let _settling = self.settling.lock().await;
-        if reduce_is_due(&live.with(|job| job.counts), live.flags()) {
-            self.make_reduce(live).await
-        } else {
-            Ok(())
-        }
-    }
-
     async fn finish_job(&self, live: &LiveJob) -> Result<(), Error> {
         let _writing = live.writing.lock().await;
         let mut row = live.job();
-        if row.finished_at != 0 || !row.state.is_final() {
+        if row.finished_at != 0 || !row.state.is_final() || live.is_awake() {
             return Ok(());
         }
         row.finished_at = now();

@@ -117,6 +117,12 @@ impl Leases {
         self.lock().len()
     }
 
+    /// Takes one out that has run out, and not one that was renewed meanwhile.
+    fn take_expired(&self, token: &LeaseToken, now: Instant) -> Option<Held> {
+        let mut leases = self.lock();
+        leases.get(token).is_some_and(|held| held.deadline <= now).then(|| leases.remove(token))?
+    }
+
     fn expired(&self, now: Instant) -> Vec<LeaseToken> {
         self.lock().iter().filter(|(_, held)| held.deadline <= now).map(|(token, _)| token.clone()).collect()
     }
@@ -139,14 +145,22 @@ impl Broker {
                 self.scheduler().leave(&worker, session);
             }
             for token in self.leases.expired(Instant::now()) {
-                self.expire(&token, "the worker was lost: it did not renew its lease").await;
+                // Each end takes a write, and its worker may renew the next one while that is waited for.
+                if let Some(held) = self.leases.take_expired(&token, Instant::now()) {
+                    self.end_lease(&token, held, "the worker was lost: it did not renew its lease").await;
+                }
             }
         }
     }
 
     /// Ends one lease; the task runs elsewhere, or gives up.
     pub(super) async fn expire(&self, token: &LeaseToken, why: &str) {
-        let Some(held) = self.leases.remove(token) else { return };
+        if let Some(held) = self.leases.remove(token) {
+            self.end_lease(token, held, why).await;
+        }
+    }
+
+    async fn end_lease(&self, token: &LeaseToken, held: Held, why: &str) {
         let (key, worker) = (held.task.key.clone(), held.worker().cloned());
         let name = worker.as_ref().map_or("?", |w| w.as_str());
         tracing::warn!(job = %key.job, task = %key.task, worker = name, why, "a lease ended");
@@ -169,7 +183,7 @@ impl Broker {
     /// After a lease ended in the ledger: its slot is free and its live output is not needed any more.
     pub(super) fn let_go(&self, token: &LeaseToken, held: &Held) {
         if let Some(worker) = held.worker() {
-            self.scheduler().release(&held.task.project, worker);
+            self.scheduler().release(&held.task.project, worker, token);
         }
         self.logs.end(token);
         self.dispatch.notify_one();
@@ -219,5 +233,35 @@ impl Broker {
                 tracing::debug!(job = %key.job, task = %key.task, %error, "a renewal was not written");
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use codering_core::{TaskId, TaskSpec, task::Progress};
+
+    use super::*;
+
+    #[test]
+    fn a_lease_that_was_renewed_while_others_were_ended_is_not_ended() {
+        let (leases, token) = (Leases::default(), LeaseToken::from_bytes([1; 16]));
+        let id = TaskId::new("1").expect("valid");
+        let task = Task {
+            key: TaskKey { job: JobId::at(1_763_722_560_000, 1), task: id.clone() },
+            project: "p".parse().expect("valid"),
+            seq: 0,
+            reduce: false,
+            spec: TaskSpec::new(id),
+            commit: String::new(),
+            progress: Progress::new(0),
+        };
+        leases.insert(token.clone(), Held::new(task, Duration::ZERO));
+        let now = Instant::now();
+        assert_eq!(leases.expired(now), [token.clone()]);
+        if let Some(held) = leases.lock().get_mut(&token) {
+            held.deadline = now + Duration::from_secs(30);
+        }
+        assert!(leases.take_expired(&token, now).is_none());
+        assert!(leases.take_expired(&token, now + Duration::from_secs(31)).is_some());
     }
 }

@@ -4,7 +4,10 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -28,6 +31,8 @@ pub struct LiveJob {
     state: Mutex<Inner>,
     /// Held while the row is written, so that an older row never overwrites a newer one.
     pub(super) writing: tokio::sync::Mutex<()>,
+    /// Verbs that took it up again and are not done with its tasks; it does not end before them.
+    awake: AtomicUsize,
     changed: watch::Sender<u64>,
 }
 
@@ -55,12 +60,24 @@ impl LiveJob {
                 last_message: Instant::now(),
             }),
             writing: tokio::sync::Mutex::new(()),
+            awake: AtomicUsize::new(0),
             changed: watch::Sender::new(0),
         })
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps it from ending until the answer is dropped. Call it with `writing` held.
+    pub(super) fn keep_awake(self: &Arc<Self>) -> Awake {
+        self.awake.fetch_add(1, Ordering::SeqCst);
+        Awake(self.clone())
+    }
+
+    /// Whether a verb is not done with it. Only with `writing` held does the answer last.
+    pub(super) fn is_awake(&self) -> bool {
+        self.awake.load(Ordering::SeqCst) > 0
     }
 
     /// The row as it is now.
@@ -168,6 +185,29 @@ impl LiveJob {
 
     fn notify(&self) {
         self.changed.send_modify(|n| *n = n.wrapping_add(1));
+    }
+}
+
+/// A job that a verb has taken up again: finished by all that its tasks say, until the verb has changed one.
+pub(super) struct Awake(Arc<LiveJob>);
+
+impl Awake {
+    /// The verb is done: what follows may follow.
+    pub fn done(self) -> Arc<LiveJob> {
+        self.0.clone()
+    }
+}
+
+impl std::ops::Deref for Awake {
+    type Target = LiveJob;
+    fn deref(&self) -> &LiveJob {
+        &self.0
+    }
+}
+
+impl Drop for Awake {
+    fn drop(&mut self) {
+        self.0.awake.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

@@ -9,14 +9,14 @@ use std::{
     time::Duration,
 };
 
-use codering_core::{Code, Error, LeaseToken, TaskKey, limits::MAX_OUTPUT_BYTES, task::State};
+use codering_core::{Code, Error, LeaseToken, TaskKey, WorkerName, limits::MAX_OUTPUT_BYTES, task::State};
 use tokio::{
     fs,
     io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt},
     sync::watch,
 };
 
-use super::Broker;
+use super::{Broker, leases::Held};
 
 /// Which stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -98,7 +98,7 @@ impl LiveLogs {
         let written = self.written(token);
         let mut lengths = written.lengths.lock().await;
         let length = &mut lengths[stream as usize];
-        let end = (offset + data.len() as u64).min(MAX_OUTPUT_BYTES);
+        let end = offset.saturating_add(data.len() as u64).min(MAX_OUTPUT_BYTES);
         if offset > *length || end <= *length {
             return Ok(());
         }
@@ -184,9 +184,35 @@ impl Broker {
         Ok(LogPiece { offset, data, attempt, done: false, truncated: false })
     }
 
+    /// A lease that ended just before its output was looked at left an entry that nobody would remove.
+    fn end_log_of_the_past(&self, token: &LeaseToken, held: &Held) {
+        if held.task.progress.lease().is_none_or(|l| self.leases.get(token, &l.worker).is_none()) {
+            self.logs.end(token);
+        }
+    }
+
+    /// Keeps a piece of a running attempt's output; of one that is over, nothing.
+    pub(super) async fn append_log(
+        &self,
+        worker: &WorkerName,
+        token: &LeaseToken,
+        stream: Stream,
+        offset: u64,
+        data: &[u8],
+    ) -> Result<(), Error> {
+        let Some(held) = self.leases.get(token, worker) else { return Ok(()) };
+        let kept = self.logs.append(token, stream, offset, data).await;
+        self.end_log_of_the_past(token, &held);
+        kept
+    }
+
     /// Returns when there may be more of a running task's output, after a second at the latest.
     pub async fn log_changed(&self, key: &TaskKey) {
-        let grown = self.leases.of_task(key).map(|(token, _)| self.logs.grown(&token));
+        let grown = self.leases.of_task(key).map(|(token, held)| {
+            let grown = self.logs.grown(&token);
+            self.end_log_of_the_past(&token, &held);
+            grown
+        });
         let wait = async {
             match grown {
                 Some(mut grown) => drop(grown.changed().await),

@@ -59,8 +59,10 @@ pub struct Parts {
     outbox: outbox::Outbox,
     /// Held while a raw message is adopted, so that one open job serves all.
     adopting: tokio::sync::Mutex<()>,
-    /// Held while a reduce step is made, so that a job gets one.
-    settling: tokio::sync::Mutex<()>,
+    /// Held while a worker's row is read and written, so that none of its writers undoes another.
+    worker_rows: tokio::sync::Mutex<()>,
+    /// Held while a project is made, changed or removed.
+    tenants: tokio::sync::Mutex<()>,
     /// Rung when a slot is freed or a queue may have something.
     dispatch: Notify,
     stop: CancellationToken,
@@ -96,7 +98,8 @@ impl Broker {
             logs,
             outbox: outbox::Outbox::default(),
             adopting: tokio::sync::Mutex::new(()),
-            settling: tokio::sync::Mutex::new(()),
+            worker_rows: tokio::sync::Mutex::new(()),
+            tenants: tokio::sync::Mutex::new(()),
             dispatch: Notify::new(),
             stop: CancellationToken::new(),
             tracker: TaskTracker::new(),

@@ -105,6 +105,7 @@ fn not_found(name: &ProjectName) -> Error {
 impl Broker {
     /// Makes a project with its queues.
     pub async fn create_project(&self, name: ProjectName, quota: Quota) -> Result<ProjectView, Error> {
+        let _alone = self.tenants.lock().await;
         if self.projects.get(&name).is_some() {
             return Err(Error::new(Code::ProjectExists, format!("there is a project {name} already")));
         }
@@ -158,6 +159,7 @@ impl Broker {
 
     /// Removes a project with its jobs and queues.
     pub async fn delete_project(&self, name: &ProjectName, force: bool) -> Result<(), Error> {
+        let _alone = self.tenants.lock().await;
         let view = self.project(name).await?;
         if view.usage.unfinished_jobs > 0 && !force {
             return Err(Error::new(
@@ -166,9 +168,21 @@ impl Broker {
             )
             .hint("wait for them, or delete it with --force, which cancels them"));
         }
+        let quota = view.project.quota;
         self.projects.remove(name);
         self.scheduler().forget(name);
         self.listen();
+        let removed = self.remove_all_of(name).await;
+        if removed.is_err() {
+            // What is left of it can be seen, and removed by another try.
+            self.projects.put(view);
+            self.scheduler().set_quota(name, quota.running_slots);
+            self.listen();
+        }
+        removed
+    }
+
+    async fn remove_all_of(&self, name: &ProjectName) -> Result<(), Error> {
         let filter = JobFilter { projects: Some(vec![name.clone()]), state: None };
         loop {
             let jobs = self.ledger.jobs(filter.clone(), None, 100).await?;
@@ -193,6 +207,7 @@ impl Broker {
 
     /// Sets what a project may hold.
     pub async fn set_quota(&self, name: &ProjectName, quota: Quota) -> Result<ProjectView, Error> {
+        let _alone = self.tenants.lock().await;
         let mut view = self.project(name).await?;
         view.project.quota = quota;
         self.ledger.put_project(view.project.clone()).await?;

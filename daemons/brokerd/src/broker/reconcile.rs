@@ -73,11 +73,9 @@ impl Broker {
         }
         self.outbox.ring_results();
         for job in self.jobs.all() {
-            let (id, open, cancelled, unfinished) =
-                job.with(|j| (j.id.clone(), j.open, j.cancelled, j.counts.done() < j.counts.total));
-            if open && job.idle() > self.settings.open_job_idle && !unfinished {
-                self.close_open_job(&job).await?;
-            }
+            let (id, cancelled, unfinished) =
+                job.with(|j| (j.id.clone(), j.cancelled, j.counts.done() < j.counts.total));
+            self.close_idle_job(&job).await?;
             if cancelled && unfinished {
                 self.cancel_rest(&id).await;
             }

@@ -3,9 +3,9 @@
 //! A slot is *reserved* for a project before its queue is asked, so that no more messages are taken than
 //! there are slots. A reservation becomes a busy slot of one worker, or is given back.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
-use codering_core::{ProjectName, WorkerName};
+use codering_core::{LeaseToken, ProjectName, WorkerName};
 
 /// A worker's labels.
 pub type Labels = HashMap<String, String>;
@@ -14,7 +14,8 @@ pub type Labels = HashMap<String, String>;
 struct Slots {
     session: u64,
     slots: u32,
-    busy: u32,
+    /// By the attempt in each, so that one that ended while the worker came back counts neither twice nor for ever.
+    busy: HashSet<LeaseToken>,
     /// A user paused it.
     paused: bool,
     /// It drains, by its own word.
@@ -24,7 +25,10 @@ struct Slots {
 
 impl Slots {
     fn free(&self) -> u32 {
-        if self.paused || self.draining { 0 } else { self.slots.saturating_sub(self.busy) }
+        if self.paused || self.draining {
+            return 0;
+        }
+        self.slots.saturating_sub(u32::try_from(self.busy.len()).unwrap_or(u32::MAX))
     }
 }
 
@@ -69,7 +73,7 @@ impl Scheduler {
         name: WorkerName,
         session: u64,
         slots: u32,
-        busy: u32,
+        busy: HashSet<LeaseToken>,
         paused: bool,
         labels: Labels,
     ) {
@@ -183,6 +187,7 @@ impl Scheduler {
         &mut self,
         project: &ProjectName,
         labels: &BTreeMap<String, String>,
+        token: &LeaseToken,
     ) -> Option<(WorkerName, u64)> {
         let fits = |w: &Slots| labels.iter().all(|(key, value)| w.labels.get(key) == Some(value));
         let (name, worker) = self
@@ -190,7 +195,7 @@ impl Scheduler {
             .iter_mut()
             .filter(|(_, w)| w.free() > 0 && fits(w))
             .max_by_key(|(name, w)| (w.free(), std::cmp::Reverse((*name).clone())))?;
-        worker.busy += 1;
+        worker.busy.insert(token.clone());
         let placed = (name.clone(), worker.session);
         if let Some(share) = self.shares.get_mut(project) {
             share.reserved = share.reserved.saturating_sub(1);
@@ -200,8 +205,8 @@ impl Scheduler {
     }
 
     /// The lease could not be recorded: a busy slot becomes a reservation again.
-    pub fn unplace(&mut self, project: &ProjectName, worker: &WorkerName) {
-        self.release(project, worker);
+    pub fn unplace(&mut self, project: &ProjectName, worker: &WorkerName, token: &LeaseToken) {
+        self.release(project, worker, token);
         if let Some(share) = self.shares.get_mut(project) {
             share.reserved += 1;
         }
@@ -220,12 +225,12 @@ impl Scheduler {
     }
 
     /// An attempt is over.
-    pub fn release(&mut self, project: &ProjectName, worker: &WorkerName) {
+    pub fn release(&mut self, project: &ProjectName, worker: &WorkerName, token: &LeaseToken) {
         if let Some(share) = self.shares.get_mut(project) {
             share.running = share.running.saturating_sub(1);
         }
         if let Some(worker) = self.workers.get_mut(worker) {
-            worker.busy = worker.busy.saturating_sub(1);
+            worker.busy.remove(token);
         }
     }
 }
@@ -242,9 +247,13 @@ mod tests {
         WorkerName::new(name).expect("valid")
     }
 
+    fn token(n: u8) -> LeaseToken {
+        LeaseToken::from_bytes([n; 16])
+    }
+
     fn with(slots: u32, projects: &[&str]) -> Scheduler {
         let mut s = Scheduler::default();
-        s.join(worker("w1"), 1, slots, 0, false, Labels::new());
+        s.join(worker("w1"), 1, slots, HashSet::new(), false, Labels::new());
         for name in projects {
             s.ring(&project(name));
         }
@@ -263,11 +272,13 @@ mod tests {
         let mut s = with(6, &["big"]);
         for take in s.plan() {
             s.took(&take, take.max);
-            (0..take.max).for_each(|_| assert!(s.place(&project("big"), &BTreeMap::new()).is_some()));
+            for n in 0..take.max as u8 {
+                assert!(s.place(&project("big"), &BTreeMap::new(), &token(n)).is_some());
+            }
         }
         s.ring(&project("small"));
-        s.release(&project("big"), &worker("w1"));
-        s.release(&project("big"), &worker("w1"));
+        s.release(&project("big"), &worker("w1"), &token(0));
+        s.release(&project("big"), &worker("w1"), &token(1));
         let takes = s.plan();
         assert_eq!(takes.len(), 1);
         assert_eq!((takes[0].project.as_str(), takes[0].max), ("small", 2));
@@ -298,18 +309,33 @@ mod tests {
         let mut s = with(1, &["a"]);
         s.set_paused(&worker("w1"), true);
         let gpu = Labels::from([("gpu".to_owned(), "yes".to_owned())]);
-        s.join(worker("w2"), 2, 1, 0, false, gpu);
+        s.join(worker("w2"), 2, 1, HashSet::new(), false, gpu);
         let want = BTreeMap::from([("gpu".to_owned(), "yes".to_owned())]);
         s.plan();
-        assert_eq!(s.place(&project("a"), &want).map(|p| p.0), Some(worker("w2")));
-        assert_eq!(s.place(&project("a"), &BTreeMap::new()), None);
+        assert_eq!(s.place(&project("a"), &want, &token(1)).map(|p| p.0), Some(worker("w2")));
+        assert_eq!(s.place(&project("a"), &BTreeMap::new(), &token(2)), None);
     }
 
     #[test]
     fn a_stream_that_ends_late_does_not_remove_its_successor() {
         let mut s = with(1, &["a"]);
-        s.join(worker("w1"), 2, 1, 0, false, Labels::new());
+        s.join(worker("w1"), 2, 1, HashSet::new(), false, Labels::new());
         s.leave(&worker("w1"), 1);
         assert_eq!(s.plan().len(), 1);
+    }
+
+    #[test]
+    fn an_attempt_that_began_on_a_former_stream_frees_no_slot_of_the_new_one() {
+        let mut s = with(2, &["a"]);
+        s.plan();
+        assert!(s.place(&project("a"), &BTreeMap::new(), &token(1)).is_some());
+        // The worker comes back holding another one; the first was never told to it, and ends.
+        s.join(worker("w1"), 2, 2, HashSet::from([token(9)]), false, Labels::new());
+        s.release(&project("a"), &worker("w1"), &token(1));
+        s.ring(&project("a"));
+        s.shares.values_mut().for_each(|share| share.reserved = 0);
+        assert_eq!(s.plan().iter().map(|t| t.max).sum::<u32>(), 1, "one of two slots is busy");
+        s.release(&project("a"), &worker("w1"), &token(9));
+        assert_eq!(s.plan().iter().map(|t| t.max).sum::<u32>(), 1, "and now the other is free");
     }
 }

@@ -213,6 +213,13 @@ impl Submission {
             self.broker.jobs.remove(&self.job.id);
             return Err(error.into());
         }
+        if self.broker.projects.get(&self.job.spec.project).is_none() {
+            // It was removed in this moment: dropped here, the job goes too.
+            self.broker.jobs.remove(&self.job.id);
+            return Err(self.broker.projects.admit(&self.job.spec.project, 0).err().unwrap_or_else(|| {
+                Error::new(Code::BrokerBusy, "the project was removed and made again in this moment")
+            }));
+        }
         self.begun = false;
         self.broker.projects.queued(&self.job.spec.project, self.total);
         self.broker.metrics.submitted.inc_by(self.total);

@@ -88,10 +88,10 @@ impl Broker {
                 .hint(format!("coderingctl reduce {}", key.job)));
         }
         self.projects.admit(&task.project, 1)?;
-        let job = self.wake_job(&key.job).await?;
-        let changed = self.change(key, None, Event::Retry, Ended::default()).await?;
-        self.settle_job(&job).await;
-        match changed {
+        let awake = self.wake_job(&key.job).await?;
+        let changed = self.change(key, None, Event::Retry, Ended::default()).await;
+        self.settle_job(&awake.done()).await;
+        match changed? {
             Changed::Yes(task) => Ok(*task),
             Changed::Refused(..) => {
                 Err(Error::new(Code::TaskUnfinished, format!("task {key} is not done yet"))
@@ -201,10 +201,22 @@ impl Broker {
         Ok(self.jobs.insert(job.id.clone(), LiveJob::new(job, None)))
     }
 
-    /// An open job takes no more messages; once its tasks are done it is finished.
-    pub(super) async fn close_open_job(&self, job: &LiveJob) -> Result<(), Error> {
-        job.update(|j| j.open = false);
-        self.ledger.update_job(job.job()).await?;
+    /// Closes an open job to which nothing came for a while: not while a message is on its way into it.
+    pub(super) async fn close_idle_job(&self, job: &LiveJob) -> Result<(), Error> {
+        let idle = || {
+            job.idle() > self.settings.open_job_idle
+                && job.with(|j| j.open && j.counts.done() >= j.counts.total)
+        };
+        if !idle() {
+            return Ok(());
+        }
+        let _adopting = self.adopting.lock().await;
+        if idle() { self.close_open_job(job).await } else { Ok(()) }
+    }
+
+    /// An open job takes no more messages; once its tasks are done it is finished. Call it with `adopting` held.
+    async fn close_open_job(&self, job: &LiveJob) -> Result<(), Error> {
+        self.rewrite(job, |j| j.open = false).await?;
         self.settle_job(job).await;
         Ok(())
     }
