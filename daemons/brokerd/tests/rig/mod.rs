@@ -184,6 +184,20 @@ impl Worker {
         .await
     }
 
+    /// The next assignment, however long it takes: meanwhile it beats, without which its stream ends with a lease.
+    pub async fn assignment_while_beating(&mut self) -> v1::Assignment {
+        let beating = async {
+            loop {
+                if let Some(assignment) = self.assigned.pop_front() {
+                    return assignment;
+                }
+                self.beat(&[]).await;
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        bounded("an assignment", beating).await
+    }
+
     /// Whether nothing is assigned for a while.
     pub async fn gets_nothing(&mut self) -> bool {
         let quiet = tokio::time::timeout(Duration::from_millis(300), self.assignment()).await;
