@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, parser::ValueSource};
 use codering_core::{Code, Error, units};
 
 use crate::{
@@ -125,7 +125,7 @@ pub fn main() -> ExitCode {
     let _ = rustls::crypto::ring::default_provider().install_default();
     // A shell that asks for candidates is answered here, and the process ends.
     clap_complete::CompleteEnv::with_factory(command).var(verbs::completions::VARIABLE).complete();
-    let cli = Cli::parse();
+    let cli = parsed(command().get_matches()).unwrap_or_else(|error| error.exit());
     let out = Out::new(cli.global.output, cli.global.quiet);
     let ctx = Context::new(out, cli.global);
     let Some(verb) = cli.verb else {
@@ -154,6 +154,21 @@ fn ended(ctx: &Context, end: Result<(), Error>) -> ExitCode {
     }
 }
 
+/// A broker named on the command line goes over one that the environment names, whichever way.
+fn parsed(matches: ArgMatches) -> Result<Cli, clap::Error> {
+    let mut cli = Cli::from_arg_matches(&matches)?;
+    let typed = |option| matches.value_source(option) == Some(ValueSource::CommandLine);
+    match (typed("endpoints"), typed("context")) {
+        (true, true) => {
+            let both = "`--endpoints` and `--context` both name a broker; name one";
+            return Err(command().error(clap::error::ErrorKind::ArgumentConflict, both));
+        }
+        (false, true) => cli.global.endpoints = None,
+        _ => {}
+    }
+    Ok(cli)
+}
+
 /// The whole command line, for completions and man pages.
 pub fn command() -> clap::Command {
     Cli::command()
@@ -179,6 +194,24 @@ pub fn size(text: &str) -> Result<u64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_broker_named_on_the_command_line_goes_over_the_environment_s() {
+        let named = |words: &[&str]| {
+            // As the environment would: a default of lower rank than what is typed.
+            let command =
+                command().mut_arg("endpoints", |option| option.env(None::<&str>).default_value("env.json"));
+            let cli = parsed(command.try_get_matches_from(words).expect("valid"))?;
+            let file = cli.global.endpoints.map(|path| path.display().to_string());
+            Ok::<_, clap::Error>((file, cli.global.context))
+        };
+        let of = |words: &[&str]| named(words).expect("one broker");
+        assert_eq!(of(&["coderingctl", "doctor"]).0.as_deref(), Some("env.json"));
+        let lab = (None, Some("lab".to_owned()));
+        assert_eq!(of(&["coderingctl", "job", "list", "--context", "lab"]), lab);
+        assert_eq!(of(&["coderingctl", "--context", "lab", "job", "list"]), lab);
+        assert!(named(&["coderingctl", "--context", "lab", "doctor", "--endpoints", "a.json"]).is_err());
+    }
 
     #[test]
     fn the_command_line_is_free_of_contradictions() {

@@ -98,8 +98,10 @@ fn target() -> Result<Target, Error> {
         joined.or_else(|| words.iter().skip_while(|word| *word != long).nth(1).cloned())
     };
     let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let endpoints = option("--endpoints").or_else(|| set("CODERING_ENDPOINTS")).map(std::path::PathBuf::from);
-    let context = option("--context").or_else(|| set("CODERING_CONTEXT"));
+    let typed_context = option("--context");
+    let from_environment = || set("CODERING_ENDPOINTS").filter(|_| typed_context.is_none());
+    let endpoints = option("--endpoints").or_else(from_environment).map(std::path::PathBuf::from);
+    let context = typed_context.clone().or_else(|| set("CODERING_CONTEXT"));
     Target::find(endpoints.as_deref(), context.as_deref())
 }
 

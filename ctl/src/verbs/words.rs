@@ -46,6 +46,20 @@ pub fn took(from: Millis, to: Millis) -> String {
     }
 }
 
+/// `1 task`, `2 tasks`.
+pub fn tasks(n: impl Into<u64>) -> String {
+    match n.into() {
+        1 => "1 task".into(),
+        n => format!("{n} tasks"),
+    }
+}
+
+/// What an I/O error says, without the number that the system has for it.
+pub fn io_error(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    text.split(" (os error").next().unwrap_or_default().to_owned()
+}
+
 /// A commit, as short as git shows it.
 pub fn commit(hash: &str) -> String {
     hash.chars().take(7).collect()

@@ -106,7 +106,7 @@ pub async fn run(ctx: &Context, verb: Verb) -> Result<(), Error> {
             let n = worker.busy_slots;
             ctx.out.one(&worker, || {
                 vec![format!(
-                    "paused   {name}; {n} tasks still run there (undo: coderingctl worker resume {name})"
+                    "paused   {name}; still running there: {n} (undo: coderingctl worker resume {name})"
                 )]
             })
         }
@@ -213,13 +213,14 @@ fn lines(worker: &Worker, now: i64) -> Vec<String> {
             ]
         }));
         lines.extend(columns(&rows));
-        let first = &worker.running[0];
-        lines.push(String::new());
+    }
+    lines.push(String::new());
+    if let Some(first) = worker.running.first() {
         lines.push(format!(
-            "what one prints  coderingctl task logs {}/{} --follow",
+            "what one prints          coderingctl task logs {}/{} --follow",
             first.job_id, first.task_id
         ));
-        lines.push(format!("empty it         coderingctl worker drain {name} --wait"));
+        lines.push(format!("empty it                 coderingctl worker drain {name} --wait"));
     }
     if worker.paused && !worker.revoked {
         lines.push(format!("let it take tasks again  coderingctl worker resume {name}"));
@@ -249,7 +250,7 @@ async fn drain(
     let Some(wait) = wait else {
         return ctx.out.one(&worker, || {
             let n = worker.busy_slots;
-            vec![format!("paused   {name}; {n} tasks still run there (wait for them: --wait)")]
+            vec![format!("paused   {name}; still running there: {n} (wait for them: --wait)")]
         });
     };
     let deadline = Instant::now() + wait;
@@ -257,11 +258,15 @@ async fn drain(
     while worker.connected && (worker.busy_slots > 0 || !worker.running.is_empty()) {
         if worker.busy_slots != told {
             told = worker.busy_slots;
-            ctx.out.note(format!("waiting  {told} tasks still run on {name}"));
+            ctx.out.note(format!("waiting  {} on {name}", words::tasks(told)));
         }
         if Instant::now() >= deadline {
             let stay = format!("the worker stays paused; undo: coderingctl worker resume {name}");
-            return Err(Error::new(Code::TimedOut, format!("{told} tasks still run on {name}")).hint(stay));
+            return Err(Error::new(
+                Code::TimedOut,
+                format!("{name} is not empty yet: {} there", words::tasks(told)),
+            )
+            .hint(stay));
         }
         sleep(LOOK_AGAIN).await;
         worker = get(broker, name).await?;
@@ -276,7 +281,7 @@ async fn revoke(ctx: &Context, broker: &Broker, name: &WorkerName, yes: bool) ->
     let worker = get(broker, name).await?;
     let runs = match worker.busy_slots {
         0 => String::new(),
-        n => format!("; {n} tasks that run there will run again elsewhere"),
+        n => format!("; what runs there ({}) will run again elsewhere", words::tasks(n)),
     };
     ctx.confirm(&format!("refuse the certificate of {name} from now on{runs}?"), yes)?;
     let worker = said(broker.workers().revoke(v1::RevokeWorkerRequest { name: name.to_string() }).await)?;

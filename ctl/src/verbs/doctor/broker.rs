@@ -72,7 +72,11 @@ fn unreachable(target: &Target, error: &std::io::Error) -> Finding {
             target.port()
         ),
     };
-    Finding::wrong("endpoint", format!("{} does not answer: {error}", target.address), mend)
+    Finding::wrong(
+        "endpoint",
+        format!("{} does not answer: {}", target.address, words::io_error(error)),
+        mend,
+    )
 }
 
 async fn certificates(
@@ -290,7 +294,7 @@ async fn rest_port(url: &str) -> Finding {
         Ok(_) => Finding::good("rest", format!("something listens on {address}")),
         Err(error) => Finding::wrong(
             "rest",
-            format!("{address} does not answer: {error}"),
+            format!("{address} does not answer: {}", words::io_error(&error)),
             "coderingctl dev --data-dir DIR",
         ),
     }

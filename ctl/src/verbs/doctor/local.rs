@@ -15,6 +15,7 @@ use tokio::{
 use toml::Table;
 
 use super::finding::Finding;
+use crate::verbs::words;
 
 /// How long each of these may take.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -87,7 +88,7 @@ impl Configured {
             Ok(_) => Finding::good("port", format!("{what}: something listens on {listen}")),
             Err(error) => Finding::wrong(
                 "port",
-                format!("{what}: nothing answers on {listen}: {error}"),
+                format!("{what}: nothing answers on {listen}: {}", words::io_error(&error)),
                 format!("systemctl restart codering-{0}; journalctl -u codering-{0} -n 20", self.daemon),
             ),
         }
@@ -130,7 +131,11 @@ pub async fn docker(socket: &str) -> Finding {
                 io::ErrorKind::NotFound => "sudo apt-get install docker.io && sudo systemctl start docker",
                 _ => "sudo systemctl restart docker",
             };
-            Finding::wrong("docker", format!("Docker does not answer on {path}: {error}"), mend)
+            Finding::wrong(
+                "docker",
+                format!("Docker does not answer on {path}: {}", words::io_error(&error)),
+                mend,
+            )
         }
     }
 }
@@ -162,9 +167,11 @@ pub async fn rabbitmq(url: &str) -> Finding {
     });
     match asked.await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
         Ok(()) => Finding::good("rabbitmq", format!("RabbitMQ answers at {shown}")),
-        Err(error) => {
-            Finding::wrong("rabbitmq", format!("RabbitMQ does not answer at {shown}: {error}"), mend)
-        }
+        Err(error) => Finding::wrong(
+            "rabbitmq",
+            format!("RabbitMQ does not answer at {shown}: {}", words::io_error(&error)),
+            mend,
+        ),
     }
 }
 

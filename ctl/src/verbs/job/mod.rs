@@ -140,7 +140,7 @@ pub async fn run(ctx: &Context, verb: Verb) -> Result<(), Error> {
             let running = job.tasks.unwrap_or_default().running;
             let id = &job.job_id;
             ctx.out.one(&job, || {
-                vec![format!("paused   {id}; {running} tasks still run (go on: coderingctl job resume {id})")]
+                vec![format!("paused   {id}; still running: {running} (go on: coderingctl job resume {id})")]
             })
         }
         Verb::Resume { job } => {
@@ -205,7 +205,7 @@ async fn cancel(ctx: &Context, job: String) -> Result<(), Error> {
     ctx.out.one(&job, || {
         let stopping = match job.tasks.unwrap_or_default().running {
             0 => String::new(),
-            n => format!("; {n} tasks are being stopped"),
+            n => format!("; being stopped: {}", words::tasks(n)),
         };
         vec![format!("cancelled  {id}{stopping} (take it up again: coderingctl job retry {id})")]
     })
@@ -216,7 +216,7 @@ async fn retry(ctx: &Context, job: String) -> Result<(), Error> {
     let id = answer.job.as_ref().map(|job| job.job_id.clone()).unwrap_or_default();
     ctx.out.one(&answer, || match answer.retried {
         0 => vec![format!("nothing of {id} failed or was cancelled, so nothing runs again")],
-        n => vec![format!("retried  {n} tasks of {id} (see them run: coderingctl watch {id})")],
+        n => vec![format!("retried  {} of {id} (see it go on: coderingctl watch {id})", words::tasks(n))],
     })
 }
 

@@ -104,7 +104,7 @@ impl Story {
         let counts = self.job.tasks.unwrap_or_default();
         match self.job.state() {
             JobState::Queued if self.workers_connected == Some(0) => {
-                "queued: no worker is connected that could run it".into()
+                "queued: no worker takes tasks; none is connected, or all are paused".into()
             }
             JobState::Queued => "queued: waits for a free slot".into(),
             JobState::Running => format!("running: {} of {} tasks done", done(&self.job), counts.total),

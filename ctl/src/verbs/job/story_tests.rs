@@ -91,7 +91,7 @@ fn a_queued_job_without_a_worker_says_so_and_names_the_commands_that_help() {
     story.workers_connected = Some(0);
     let page = story.lines(NOW).join("\n");
     for expected in
-        ["no worker is connected", "coderingctl worker list", "job cancel", "so far: no task has started"]
+        ["no worker takes tasks", "coderingctl worker list", "job cancel", "so far: no task has started"]
     {
         assert!(page.contains(expected), "no `{expected}` in\n{page}");
     }
