@@ -13,7 +13,7 @@ use crate::{
     image::BuildError,
     output::Stream,
     run::{self, Feed, Order},
-    sandbox::{Exit, Record, Spec, StartError, Unavailable},
+    sandbox::{Exit, Record, Running, Spec, StartError, Unavailable},
     simulate,
     worker::{Real, Work, Worker},
 };
@@ -136,27 +136,10 @@ async fn phases(
     held: &Arc<Held>,
     trace: &mut Trace,
 ) -> Result<Ended, Fault> {
-    let (ready, spec) = tokio::select! {
-        biased;
-        why = held.stopped() => return Err(Fault::Stopped(why)),
-        prepared = prepare(worker, real, &assigned, held, trace) => prepared?,
-    };
-    worker.enter(held, "start");
-    let mut began = Instant::now();
-    // Run to its end in any case: half a start could leave a container behind.
-    let started = {
-        let (sandbox, spec) = (real.sandbox.clone(), spec.clone());
-        tokio::spawn(async move { sandbox.start(&spec).await }).await
-    };
-    let running = match started {
-        Ok(Ok(running)) => running,
-        Ok(Err(error)) => return Err(of_start(error)),
-        Err(e) => return Err(Fault::Ours(format!("starting the container ended early: {e}"))),
-    };
-    trace.phases.start = ms_since(began);
+    let (ready, spec, running) = started(worker, real, &assigned, held, trace).await?;
     held.runs_in(&running.id, &trace.image);
     worker.enter(held, "run");
-    began = Instant::now();
+    let began = Instant::now();
     let feed = match (assigned.spec.stdin_from_results, assigned.spec.stdin.is_empty()) {
         (true, _) => Feed::Results(worker.broker.clone(), held.token.clone()),
         (false, false) => Feed::Bytes(assigned.spec.stdin.clone()),
@@ -168,6 +151,36 @@ async fn phases(
     trace.phases.run = ms_since(began);
     drop(ready);
     ended
+}
+
+/// Up to a started container. An image that went between its check and the start is made once more.
+async fn started(
+    worker: &Arc<Worker>,
+    real: &Real,
+    assigned: &Assigned,
+    held: &Arc<Held>,
+    trace: &mut Trace,
+) -> Result<(crate::image::Ready, Spec, Running), Fault> {
+    let mut again = true;
+    loop {
+        let (ready, spec) = tokio::select! {
+            biased;
+            why = held.stopped() => return Err(Fault::Stopped(why)),
+            prepared = prepare(worker, real, assigned, held, trace) => prepared?,
+        };
+        worker.enter(held, "start");
+        let began = Instant::now();
+        // Run to its end in any case: half a start could leave a container behind.
+        let (sandbox, wanted) = (real.sandbox.clone(), spec.clone());
+        let started = tokio::spawn(async move { sandbox.start(&wanted).await }).await;
+        trace.phases.start = ms_since(began);
+        match started {
+            Ok(Ok(running)) => return Ok((ready, spec, running)),
+            Ok(Err(StartError::ImageGone)) if again => again = false,
+            Ok(Err(error)) => return Err(of_start(error)),
+            Err(e) => return Err(Fault::Ours(format!("starting the container ended early: {e}"))),
+        }
+    }
 }
 
 fn of_start(error: StartError) -> Fault {

@@ -18,9 +18,9 @@ use codering_kit::health::Readiness;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    image::REPOSITORY,
+    image::{LEFTOVER, REPOSITORY},
     readopt,
-    sandbox::Unavailable,
+    sandbox::{Unavailable, docker::call, refusal},
     worker::{Real, Work, Worker},
 };
 
@@ -100,7 +100,8 @@ pub(crate) async fn health(
 
 async fn tidy(worker: &Worker, real: &Real, docker: &Docker) -> Result<(), Unavailable> {
     let options = ListImagesOptionsBuilder::default().all(true).build();
-    let images = docker.list_images(Some(options)).await.map_err(|e| Unavailable(e.to_string()))?;
+    let images =
+        call(docker.list_images(Some(options))).await.map_err(|e| refusal::unavailable("list images", &e))?;
     let mirrors = {
         let mirrors = real.mirrors.clone();
         tokio::task::spawn_blocking(move || mirrors.sizes()).await.map_err(|e| Unavailable(e.to_string()))?
@@ -110,8 +111,10 @@ async fn tidy(worker: &Worker, real: &Real, docker: &Docker) -> Result<(), Unava
         // One in use is not removed when it comes to it.
         .map(|(path, bytes, used)| Entry { item: Item::Mirror(path), bytes, used, in_use: false })
         .collect();
-    for (name, bytes) in own_bytes(&images) {
-        let (used, in_use) = (real.images.last_used(&name), real.images.is_used(&name));
+    let leftovers = leftovers(real, &images);
+    for (name, bytes) in own_bytes(&images, &leftovers) {
+        let Some(used) = real.images.last_used(&name) else { continue };
+        let in_use = real.images.is_used(&name);
         entries.push(Entry { item: Item::Image(name), bytes, used, in_use });
     }
     let total: u64 = entries.iter().map(|entry| entry.bytes).sum();
@@ -125,8 +128,10 @@ async fn tidy(worker: &Worker, real: &Real, docker: &Docker) -> Result<(), Unava
             Item::Image(name) => {
                 // Not by force: one that a container uses stays.
                 let options = RemoveImageOptionsBuilder::default().build();
-                let gone = docker.remove_image(name, Some(options), None).await.is_ok();
-                if gone {
+                let id = name.strip_prefix(LEFTOVER);
+                let gone = call(docker.remove_image(id.unwrap_or(name), Some(options), None)).await.is_ok();
+                // What is left without a name and cannot go is part of another image by now.
+                if gone || id.is_some() {
                     real.images.forget(name);
                 }
                 gone
@@ -154,17 +159,38 @@ fn victims(mut entries: Vec<Entry>, bound: u64) -> Vec<Entry> {
     victims
 }
 
-/// What each of our images adds to what it was built from. Layers that two of them share count for the first.
-fn own_bytes(images: &[ImageSummary]) -> Vec<(String, u64)> {
+/// The images that builds left without a name and that are still there, by full id.
+fn leftovers(real: &Real, images: &[ImageSummary]) -> HashMap<String, String> {
+    let mut found = HashMap::new();
+    for id in real.images.leftovers() {
+        let full = format!("sha256:{id}");
+        match images.iter().find(|image| image.id.starts_with(&full) && names(image).is_empty()) {
+            Some(image) => {
+                found.insert(image.id.clone(), format!("{LEFTOVER}{id}"));
+            }
+            None => real.images.forget(&format!("{LEFTOVER}{id}")),
+        }
+    }
+    found
+}
+
+fn names(image: &ImageSummary) -> Vec<&str> {
+    image.repo_tags.iter().map(String::as_str).filter(|tag| *tag != "<none>:<none>").collect()
+}
+
+/// What each of our images adds to what it was built from. Layers that two of them share count for the first, and for
+/// an image with a name before one without.
+fn own_bytes(images: &[ImageSummary], leftovers: &HashMap<String, String>) -> Vec<(String, u64)> {
     let by_id: HashMap<&str, &ImageSummary> = images.iter().map(|image| (image.id.as_str(), image)).collect();
-    let ours = |image: &ImageSummary| image.repo_tags.iter().find(|tag| tag.starts_with(REPOSITORY)).cloned();
-    let foreign = |image: &ImageSummary| {
-        image.repo_tags.iter().any(|tag| tag != "<none>:<none>" && !tag.starts_with(REPOSITORY))
-    };
+    let named = images.iter().filter_map(|image| {
+        let name = names(image).into_iter().find(|name| name.starts_with(REPOSITORY))?;
+        Some((name.to_owned(), image))
+    });
+    let nameless = images.iter().filter_map(|image| Some((leftovers.get(&image.id)?.clone(), image)));
+    let foreign = |image: &ImageSummary| names(image).iter().any(|name| !name.starts_with(REPOSITORY));
     let mut counted = HashSet::new();
     let mut found = Vec::new();
-    for image in images {
-        let Some(name) = ours(image) else { continue };
+    for (name, image) in named.chain(nameless) {
         let (mut bytes, mut at) = (0, image);
         // Upwards through the builder's steps, to the base image.
         while !foreign(at) && counted.insert(at.id.as_str()) {
@@ -223,7 +249,10 @@ mod tests {
             image("step", "base", "<none>:<none>", 1010),
             image("a", "step", "codering/ctx:a", 1015),
             image("b", "step", "codering/ctx:b", 1030),
+            image("failed", "step", "<none>:<none>", 1017),
         ];
-        assert_eq!(own_bytes(&images), [("codering/ctx:a".into(), 15), ("codering/ctx:b".into(), 20)]);
+        let leftovers = HashMap::from([("failed".to_owned(), "step-failed".to_owned())]);
+        let expected = [("codering/ctx:a", 15), ("codering/ctx:b", 20), ("step-failed", 7)];
+        assert_eq!(own_bytes(&images, &leftovers), expected.map(|(name, bytes)| (name.to_owned(), bytes)));
     }
 }

@@ -11,7 +11,7 @@ use crate::{
     held::Held,
     leases::{self, Former},
     run::{self, Feed, Order},
-    sandbox::{Left, Sandbox, Unavailable, Whose},
+    sandbox::{Exit, Left, Sandbox, Unavailable, Whose},
     worker::{Real, Worker},
 };
 
@@ -125,15 +125,74 @@ async fn follow(
 ) -> Result<Ended, Fault> {
     let timeout = Duration::from_millis(whose.record.timeout_ms);
     let ran = Duration::from_millis(u64::try_from(now() - began_at).unwrap_or(0));
+    let resumed_at = now();
     let running = sandbox.adopt(left).await?;
     // One that ended by itself while nobody was there is found ended at once; only then its time is looked at.
     let patience = timeout.saturating_sub(ran).max(Duration::from_secs(2));
     let until = Instant::now() + patience;
     let order = Order { worker, feed: Feed::Nothing, until, record: &whose.record, adopted: true };
     let (ended, exit) = run::supervise(running, held, order).await?;
+    if exit.is_some_and(|exit| ended_with_its_host(exit, resumed_at)) {
+        return Err(Fault::Ours("the machine or Docker was restarted while the command ran".into()));
+    }
     let took = exit.map(|exit| exit.finished_at - exit.started_at).and_then(|ms| u64::try_from(ms).ok());
     if took.is_some_and(|ms| ms > whose.record.timeout_ms + OVERTIME_MS) {
         return Ok(Ended::of(Outcome::TimedOut, "it ran past its limit while the worker was restarted"));
     }
     Ok(ended)
+}
+
+/// A command that ended as a stop of Docker ends it, before this process looked: whether that was its own doing cannot
+/// be told, so it gets another try that does not count against it.
+fn ended_with_its_host(exit: Exit, resumed_at: i64) -> bool {
+    exit.looks_stopped() && exit.finished_at < resumed_at
+}
+
+#[cfg(test)]
+mod tests {
+    use codering_core::{JobId, LeaseToken};
+
+    use super::*;
+    use crate::sandbox::Record;
+
+    fn left(stdin: bool) -> Left {
+        let whose = Whose {
+            token: LeaseToken::from_bytes([1; 16]),
+            project: "p".parse().expect("valid"),
+            job: JobId::at(1_763_722_560_000, 1),
+            task: "t".parse().expect("valid"),
+            attempt: 1,
+            record: Record { stdin, ..Record::default() },
+        };
+        Left { id: "c".into(), whose: Some(whose), created_at: 1, began_at: Some(2) }
+    }
+
+    fn lease(seconds: Option<u64>, fed: bool) -> Option<Former> {
+        Some(Former { left: seconds.map(Duration::from_secs), fed })
+    }
+
+    #[test]
+    fn only_what_can_still_be_finished_is_taken_up() {
+        let judged = |left: &Left, lease, spooled: bool| judge(left, lease, |_| spooled) == Verdict::Adopt;
+        assert!(judged(&left(false), lease(Some(5), false), false));
+        assert!(judged(&left(false), None, false));
+        assert!(judged(&left(true), lease(Some(5), true), false));
+        assert!(!judged(&left(true), lease(Some(5), false), false), "half of its input");
+        assert!(!judged(&left(true), None, false), "who knows how much of its input");
+        assert!(!judged(&left(false), lease(None, true), false), "the lease is over");
+        assert!(!judged(&left(false), lease(Some(5), true), true), "the result is there");
+        assert!(!judged(&Left { began_at: None, ..left(false) }, None, false), "never started");
+        assert!(!judged(&Left { whose: None, ..left(false) }, None, false), "nobody's");
+    }
+
+    #[test]
+    fn a_command_that_went_down_with_its_host_is_not_the_users_failure() {
+        let exit =
+            |code, out_of_memory, finished_at| Exit { code, out_of_memory, started_at: 1, finished_at };
+        assert!(ended_with_its_host(exit(137, false, 10), 20));
+        assert!(ended_with_its_host(exit(255, false, 10), 20));
+        assert!(!ended_with_its_host(exit(137, true, 10), 20));
+        assert!(!ended_with_its_host(exit(137, false, 30), 20));
+        assert!(!ended_with_its_host(exit(1, false, 10), 20));
+    }
 }

@@ -3,7 +3,7 @@
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use codering_core::{LeaseToken, Outcome, units::show_duration};
+use codering_core::{LeaseToken, Outcome, time::Millis, units::show_duration};
 use futures::{StreamExt, stream::BoxStream};
 use tokio::{
     io::{AsyncWrite, AsyncWriteExt},
@@ -14,6 +14,7 @@ use tokio::{
 use crate::{
     attempt::{Ended, Fault},
     broker::Broker,
+    clock::now,
     held::{Held, Stop},
     leases,
     output::Capture,
@@ -122,15 +123,18 @@ async fn watch(running: Running, held: &Arc<Held>, order: Order<'_>) -> Result<(
             }
         }
     };
-    if drained_within(drained).await.is_err() || order.adopted {
+    let drained = drained_within(drained).await;
+    // A connection to Docker that breaks looks like an end of the output, only too early.
+    let early = |at: &Millis| exit.is_some_and(|exit| *at < exit.finished_at);
+    if order.adopted || drained.as_ref().map_or(true, early) {
         again(control.as_ref(), &held.capture).await?;
     }
     Ok((ended, exit))
 }
 
 async fn drained_within(
-    drained: tokio::task::JoinHandle<Result<(), Unavailable>>,
-) -> Result<(), Unavailable> {
+    drained: tokio::task::JoinHandle<Result<Millis, Unavailable>>,
+) -> Result<Millis, Unavailable> {
     match tokio::time::timeout(DRAIN, drained).await {
         Ok(Ok(done)) => done,
         Ok(Err(e)) => Err(Unavailable(e.to_string())),
@@ -148,15 +152,16 @@ async fn again(control: &dyn Control, capture: &Capture) -> Result<(), Fault> {
     Err(Fault::Ours("the output was interrupted, and was longer than the log to read it again from".into()))
 }
 
+/// Answers with when it ended.
 async fn drain(
     mut output: BoxStream<'static, Result<Piece, Unavailable>>,
     capture: Capture,
-) -> Result<(), Unavailable> {
+) -> Result<Millis, Unavailable> {
     while let Some(piece) = output.next().await {
         let (stream, data) = piece?;
         capture.push(stream, &data);
     }
-    Ok(())
+    Ok(now())
 }
 
 /// Kills it and sees it end.

@@ -176,6 +176,27 @@ async fn the_context_holds_symlinks_as_symlinks_and_nothing_of_submodules_or_att
     assert!(!found.iter().any(|f| f.0.starts_with("sub")), "{found:?}");
 }
 
+#[tokio::test]
+async fn the_context_leaves_out_what_dockerignore_names_but_never_the_dockerfile() {
+    let (_dir, dir) = scratch();
+    let repository = Repository::new(&[
+        ("Dockerfile", "FROM x\n"),
+        (".dockerignore", "*\n!src\nsrc/*.log\n"),
+        ("notes", "x"),
+        ("src/main", "x"),
+        ("src/debug.log", "x"),
+        ("docs/a", "x"),
+    ]);
+    let mirrors = mirrors(&dir, git());
+    let source = source(&repository.url(), "HEAD");
+    let look = mirrors.resolve(&source).await.unwrap();
+    let tar = export(&mirrors, &source, &look.tree, 1 << 20).await.unwrap();
+    let mut archive = tar::Archive::new(tar.as_slice());
+    let names: Vec<_> =
+        archive.entries().unwrap().map(|e| e.unwrap().path().unwrap().display().to_string()).collect();
+    assert_eq!(names, [".dockerignore", "Dockerfile", "src/", "src/main"]);
+}
+
 async fn export(mirrors: &Mirrors, source: &Source, tree: &str, max: u64) -> Result<Vec<u8>, CheckoutError> {
     let mut export = mirrors.export(source, tree, max)?;
     let mut tar = Vec::new();

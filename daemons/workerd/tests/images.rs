@@ -93,6 +93,7 @@ async fn one_build_serves_all_tasks_and_all_commits_of_the_same_content() {
         1,
         "the steps before the change came from the cache"
     );
+    assert!(builder.images.leftovers().is_empty());
     for name in [&same.image.name, &other.image.name] {
         docker.remove_image(name, None::<RemoveImageOptions>, None).await.unwrap();
     }

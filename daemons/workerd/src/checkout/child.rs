@@ -30,9 +30,9 @@ fn run() -> ExitCode {
         Err(_) => return ExitCode::from(2),
     };
     let Ok(request) = request else { return ExitCode::from(2) };
-    if let Request::Export { mirror, tree, max_bytes } = &request {
+    if let Request::Export { mirror, tree, dockerfile, max_bytes } = &request {
         let mut out = std::io::BufWriter::with_capacity(256 << 10, std::io::stdout().lock());
-        let done = export::export(mirror, tree, *max_bytes, &mut out)
+        let done = export::export(mirror, tree, dockerfile, *max_bytes, &mut out)
             .and_then(|()| out.flush().map_err(|e| (Problem::Broken, e.to_string())));
         return match done {
             Ok(()) => ExitCode::SUCCESS,

@@ -1,21 +1,40 @@
 //! A tree as a tar, straight from git's objects: no file is checked out, a symlink stays a symlink, a submodule is left
-//! out. The same tree gives the same bytes.
+//! out, and so is what `.dockerignore` names. The same tree gives the same bytes.
 
 use std::{io::Write, path::Path};
 
 use git2::{ObjectType, Oid, Repository};
 use tar::{Builder, EntryType, Header};
 
-use super::{child::Failure, wire::Problem};
+use super::{child::Failure, ignore::Ignore, wire::Problem};
 
 /// Deeper trees are refused: the path would be longer than Linux takes.
 const MAX_DEPTH: usize = 200;
+const IGNORE_FILE: &str = ".dockerignore";
 
-pub(super) fn export(mirror: &Path, tree: &str, max_bytes: u64, out: impl Write) -> Result<(), Failure> {
+pub(super) fn export(
+    mirror: &Path,
+    tree: &str,
+    dockerfile: &str,
+    max_bytes: u64,
+    out: impl Write,
+) -> Result<(), Failure> {
     let broken = |e: git2::Error| (Problem::Broken, e.message().to_owned());
     let repository = Repository::open_bare(mirror).map_err(broken)?;
     let oid = Oid::from_str(tree).map_err(broken)?;
-    let mut writer = Writer { repository: &repository, tar: Builder::new(out), left: max_bytes, max_bytes };
+    let ignore = {
+        let tree = repository.find_tree(oid).map_err(broken)?;
+        let file = tree.get_name(IGNORE_FILE).and_then(|entry| repository.find_blob(entry.id()).ok());
+        file.map(|file| Ignore::parse(file.content())).unwrap_or_default()
+    };
+    let mut writer = Writer {
+        repository: &repository,
+        tar: Builder::new(out),
+        ignore,
+        dockerfile: dockerfile.as_bytes(),
+        left: max_bytes,
+        max_bytes,
+    };
     writer.tree(oid, &[], 0)?;
     writer.tar.finish().map_err(|e| (Problem::Broken, e.to_string()))
 }
@@ -23,6 +42,8 @@ pub(super) fn export(mirror: &Path, tree: &str, max_bytes: u64, out: impl Write)
 struct Writer<'r, W: Write> {
     repository: &'r Repository,
     tar: Builder<W>,
+    ignore: Ignore,
+    dockerfile: &'r [u8],
     left: u64,
     max_bytes: u64,
 }
@@ -41,13 +62,20 @@ impl<W: Write> Writer<'_, W> {
                 return Err((Problem::NoRepository, "a tree holds a name that no file can have".into()));
             }
             let path = [under, name].concat();
+            let left_out = self.leaves_out(&path);
             match entry.kind() {
                 Some(ObjectType::Tree) => {
+                    let holds_dockerfile = self.dockerfile.starts_with(&[&path, b"/".as_slice()].concat());
+                    if left_out && !self.ignore.has_exceptions() && !holds_dockerfile {
+                        continue;
+                    }
                     let path = [&path, b"/".as_slice()].concat();
-                    self.entry(EntryType::Directory, 0o755, &path, None, &[])?;
+                    if !left_out {
+                        self.entry(EntryType::Directory, 0o755, &path, None, &[])?;
+                    }
                     self.tree(entry.id(), &path, depth + 1)?;
                 }
-                Some(ObjectType::Blob) => {
+                Some(ObjectType::Blob) if !left_out => {
                     let size = self.repository.odb().and_then(|odb| odb.read_header(entry.id()));
                     self.take(size.map_err(broken)?.0 as u64)?;
                     let blob = self.repository.find_blob(entry.id()).map_err(broken)?;
@@ -58,11 +86,16 @@ impl<W: Write> Writer<'_, W> {
                     };
                     self.entry(kind, mode, &path, link, blob.content())?;
                 }
-                // A submodule: its files are another repository's.
+                // Left out, or a submodule: its files are another repository's.
                 _ => {}
             }
         }
         Ok(())
+    }
+
+    /// Docker needs these two itself, whatever the file says.
+    fn leaves_out(&self, path: &[u8]) -> bool {
+        path != self.dockerfile && path != IGNORE_FILE.as_bytes() && self.ignore.leaves_out(path)
     }
 
     fn take(&mut self, bytes: u64) -> Result<(), Failure> {

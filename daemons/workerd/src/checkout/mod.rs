@@ -8,6 +8,7 @@
 pub mod child;
 mod export;
 mod fetch;
+mod ignore;
 mod process;
 mod wire;
 
@@ -29,7 +30,7 @@ pub use self::wire::Look;
 use self::wire::{Answer, Problem, Request};
 use crate::config::{Git, Proxy};
 
-/// What was looked up is remembered for so many commits; a commit never changes.
+/// So many addresses and commits are remembered; a commit never changes.
 const REMEMBERED: usize = 4096;
 
 /// Why a repository is of no use.
@@ -157,7 +158,12 @@ impl Mirrors {
     /// [`CheckoutError::Unreachable`] when no process can be started.
     pub fn export(&self, source: &Source, tree: &str, max_bytes: u64) -> Result<Export, CheckoutError> {
         let mirror = self.mirror(&source.git_url);
-        let request = Request::Export { mirror: mirror.path.clone(), tree: tree.to_owned(), max_bytes };
+        let request = Request::Export {
+            mirror: mirror.path.clone(),
+            tree: tree.to_owned(),
+            dockerfile: source.dockerfile.clone(),
+            max_bytes,
+        };
         let mut command = self.command();
         command.stdout(Stdio::piped());
         process::start(command, &request).map(Export).map_err(CheckoutError::Unreachable)
@@ -199,7 +205,11 @@ impl Mirrors {
             Sha256::digest(url.as_bytes()).iter().take(16).map(|b| format!("{b:02x}")).collect();
         let path = self.0.dir.join(format!("{name}.git"));
         let new = || Arc::new(Mirror { path, begun: AtomicU64::new(0), last: tokio::sync::Mutex::default() });
-        self.open().entry(name).or_insert_with(new).clone()
+        let mut open = self.open();
+        if open.len() >= REMEMBERED {
+            open.retain(|_, mirror| Arc::strong_count(mirror) > 1);
+        }
+        open.entry(name).or_insert_with(new).clone()
     }
 
     fn check_scheme(&self, url: &str) -> Result<(), CheckoutError> {

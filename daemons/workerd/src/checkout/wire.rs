@@ -22,7 +22,7 @@ pub(super) enum Request {
     /// Looks something up in a mirror.
     Look { mirror: PathBuf, reference: String, dockerfile: String },
     /// Writes a tree as a tar to standard output; the answer, if it failed, goes to standard error.
-    Export { mirror: PathBuf, tree: String, max_bytes: u64 },
+    Export { mirror: PathBuf, tree: String, dockerfile: String, max_bytes: u64 },
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

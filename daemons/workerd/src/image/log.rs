@@ -4,6 +4,8 @@
 const MAX_LOG_BYTES: usize = 256 << 10;
 /// No line is looked at beyond this.
 const MAX_LINE_BYTES: usize = 4 << 10;
+/// Stages whose ends are remembered.
+const MAX_STAGES: usize = 100;
 
 /// What the classic builder said.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -14,6 +16,8 @@ pub struct BuildLog {
     steps: u32,
     cached: u32,
     step: String,
+    last_id: Option<String>,
+    stage_ends: Vec<String>,
 }
 
 impl BuildLog {
@@ -53,9 +57,36 @@ impl BuildLog {
         if let Some(total) = step_total(line) {
             self.steps = total;
             line.clone_into(&mut self.step);
+            if self.at_from() {
+                self.end_stage();
+            }
         } else if line == " ---> Using cache" {
             self.cached += 1;
+        } else if let Some(id) = line.strip_prefix(" ---> ").filter(|id| is_id(id))
+            && !self.at_from()
+        {
+            self.last_id = Some(id.to_owned());
         }
+    }
+
+    fn at_from(&self) -> bool {
+        self.step.split(" : ").nth(1).is_some_and(|what| what.to_ascii_uppercase().starts_with("FROM "))
+    }
+
+    fn end_stage(&mut self) {
+        if let Some(id) = self.last_id.take()
+            && self.stage_ends.len() < MAX_STAGES
+        {
+            self.stage_ends.push(id);
+        }
+    }
+
+    /// The images that a build leaves without a name: where its stages ended, and where it failed.
+    pub fn leftovers(&mut self, failed: bool) -> Vec<String> {
+        if failed {
+            self.end_stage();
+        }
+        self.stage_ends.clone()
     }
 
     /// How many steps the Dockerfile has.
@@ -110,6 +141,11 @@ fn clean(text: &str) -> String {
     out
 }
 
+/// The short id of an image.
+fn is_id(text: &str) -> bool {
+    text.len() == 12 && text.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
 /// `5` of `Step 3/5 : RUN make`.
 fn step_total(line: &str) -> Option<u32> {
     let (count, _) = line.strip_prefix("Step ")?.split_once(" : ")?;
@@ -132,6 +168,16 @@ mod tests {
         }
         assert_eq!((log.steps(), log.cached_steps(), log.step()), (3, 1, "Step 3/3 : RUN b"));
         assert_eq!(log.last_lines(1), "Step 3/3 : RUN b");
+    }
+
+    #[test]
+    fn what_a_build_leaves_without_a_name_is_known_and_a_base_image_is_none_of_it() {
+        let said = "Step 1/4 : FROM base AS a\n ---> aaaaaaaaaaaa\nStep 2/4 : RUN x\n ---> Running in 000000000000\n ---> bbbbbbbbbbbb\n\
+                    Step 3/4 : FROM base\n ---> aaaaaaaaaaaa\nStep 4/4 : RUN y\n ---> cccccccccccc\n";
+        let mut log = BuildLog::default();
+        log.push(said);
+        assert_eq!(log.leftovers(false), ["bbbbbbbbbbbb"]);
+        assert_eq!(log.leftovers(true), ["bbbbbbbbbbbb", "cccccccccccc"]);
     }
 
     #[test]

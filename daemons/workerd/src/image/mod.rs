@@ -24,11 +24,13 @@ use crate::{
     checkout::{CheckoutError, Look, Mirrors},
     clock::now,
     config::{Build, Config, Proxy},
-    sandbox::{Image, refusal},
+    sandbox::{Image, docker::call, refusal},
 };
 
 /// The repository of all tags.
 pub const REPOSITORY: &str = "codering/ctx";
+/// Before the short id of an image without a name, where its use is noted.
+pub(crate) const LEFTOVER: &str = "step-";
 /// A build that failed is not tried again within this time: a job's tasks come one after the other.
 const FAILED_FOR: Duration = Duration::from_secs(60);
 /// So many failures are remembered.
@@ -210,10 +212,16 @@ impl Images {
         self.used().contains_key(name)
     }
 
-    /// When it was last used by this worker.
-    pub fn last_used(&self, name: &str) -> SystemTime {
-        let stamp = std::fs::metadata(self.stamp_file(name)).and_then(|about| about.modified());
-        stamp.unwrap_or(SystemTime::UNIX_EPOCH)
+    /// When this worker last used it; `None` when it never did: on one Docker, others' images are not its to remove.
+    pub fn last_used(&self, name: &str) -> Option<SystemTime> {
+        std::fs::metadata(self.stamp_file(name)).and_then(|about| about.modified()).ok()
+    }
+
+    /// The short ids of images that builds left without a name. They serve later builds as a cache, until they go.
+    pub fn leftovers(&self) -> Vec<String> {
+        let Ok(entries) = std::fs::read_dir(&self.0.stamps) else { return Vec::new() };
+        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        names.filter_map(|name| name.strip_prefix(LEFTOVER).map(str::to_owned)).collect()
     }
 
     /// Forgets when it was used.
@@ -256,7 +264,7 @@ impl Images {
     }
 
     async fn inspect(&self, name: &str) -> Result<Option<Image>, BuildError> {
-        let found = match self.0.docker.inspect_image(name).await {
+        let found = match call(self.0.docker.inspect_image(name)).await {
             Ok(found) => found,
             Err(e) if refusal::answer(&e).is_some_and(|(status, _)| status == 404) => return Ok(None),
             Err(e) => return Err(BuildError::Unavailable(refusal::unavailable("look for the image", &e).0)),
@@ -314,6 +322,9 @@ impl Images {
         let took_ms = began.elapsed().as_millis() as u64;
         let (steps, cached_steps) = (log.steps(), log.cached_steps());
         let lines = log.last_lines(SHOWN_LINES);
+        for id in log.leftovers(done.is_err()) {
+            self.stamp(&format!("{LEFTOVER}{id}"));
+        }
         let (log, log_truncated) = log.finish();
         let report = Arc::new(Report {
             image: name.to_owned(),

@@ -103,8 +103,8 @@ impl Containers {
     }
 }
 
-/// One call, with a bound.
-async fn call<T>(future: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+/// One short call to Docker, with a bound.
+pub(crate) async fn call<T>(future: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
     timeout(CALL_TIMEOUT, future).await.unwrap_or(Err(Error::RequestTimeoutError))
 }
 
@@ -256,6 +256,7 @@ fn follow_log(
 impl Control for Container {
     async fn wait(&self) -> Result<Exit, Unavailable> {
         let mut last = None;
+        let mut lost = false;
         for tries in 0..RETRIES {
             if tries > 0 {
                 tokio::time::sleep(RETRY_EVERY).await;
@@ -264,6 +265,10 @@ impl Control for Container {
             // Its own answer gives the code only; what matters is that it has answered.
             let _ = self.docker.wait_container(&self.id, Some(options)).next().await;
             match self.ended().await {
+                // Docker went away meanwhile, and took the container with it.
+                Ok(Some(exit)) if lost && exit.looks_stopped() => {
+                    return Err(Unavailable("Docker was restarted while the command ran".into()));
+                }
                 // The event of the out-of-memory kill may come after that of the end.
                 Ok(Some(exit)) if exit.code == 137 && !exit.out_of_memory => {
                     tokio::time::sleep(Duration::from_millis(50)).await;
@@ -274,7 +279,10 @@ impl Control for Container {
                 Err(error) if refusal::answer(&error).is_some_and(|(status, _)| status == 404) => {
                     return Err(Unavailable("the container was removed by somebody else".into()));
                 }
-                Err(error) => last = Some(error),
+                Err(error) => {
+                    lost = true;
+                    last = Some(error);
+                }
             }
         }
         let why = last.unwrap_or(Error::RequestTimeoutError);

@@ -125,6 +125,13 @@ pub struct Exit {
     pub finished_at: Millis,
 }
 
+impl Exit {
+    /// Whether a stop of Docker or of the machine ends a command so; a command can also end itself so.
+    pub fn looks_stopped(&self) -> bool {
+        matches!(self.code, 137 | 143 | 255) && !self.out_of_memory
+    }
+}
+
 /// Docker does not do its part. The infrastructure's fault.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{0}")]
