@@ -164,7 +164,12 @@ fn a_project_keeps_its_quotas_and_is_deleted_only_when_asked_twice() {
     refused(&dev, &["project", "create", "small"], 1, "error[project.exists]");
     refused(&dev, &["project", "create", "Not A Slug"], 2, "project name");
 
-    let job = submit(&dev, &fixture::squares(dev.directory(), 3, 0.0), "squares");
+    // Long enough to be unfinished however fast the machine; the forced delete ends it.
+    let directory = fixture::squares(dev.directory(), 3, 50.0);
+    let file = directory.join("job.toml");
+    let text = fs::read_to_string(&file).unwrap().replace("project = 'demo'", "project = 'squares'");
+    fs::write(&file, text).unwrap();
+    let job = submit(&dev, &directory, "squares");
     refused(&dev, &["project", "delete", "squares"], 1, "error[project.busy]");
     refused(&dev, &["project", "delete", "squares", "--force"], 2, "--yes");
     dev.ctl(&["project", "delete", "squares", "--force", "--yes"]);
@@ -177,7 +182,9 @@ fn a_project_keeps_its_quotas_and_is_deleted_only_when_asked_twice() {
 fn mixed(into: &Path) -> PathBuf {
     let directory = into.join("mixed");
     fs::create_dir_all(&directory).unwrap();
-    fs::write(directory.join("Dockerfile"), "FROM codering/base\n").unwrap();
+    // Unlike any built before, so that it is built for this job and has a log.
+    let dockerfile = format!("FROM codering/base\nLABEL test={}\n", into.display());
+    fs::write(directory.join("Dockerfile"), dockerfile).unwrap();
     fs::write(
         directory.join("job.toml"),
         "project = 'mixed'\nname = 'mixed'\npush = '.'\narray = ['true', 'echo out; echo err >&2; exit 3']\n\
