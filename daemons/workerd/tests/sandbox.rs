@@ -21,6 +21,8 @@ use tokio::io::AsyncWriteExt;
 
 fn containers(docker: &Docker, worker: &str) -> Containers {
     let config: Config = File { name: Some("t".into()), ..File::default() }.check().unwrap();
+    // Others may run the same test on this machine.
+    let worker = format!("{worker}-{:08x}", rand::random::<u32>());
     Containers::new(docker.clone(), worker.parse().unwrap(), config.sandbox)
 }
 

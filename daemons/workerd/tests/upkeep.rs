@@ -69,25 +69,16 @@ async fn a_container_of_this_worker_that_no_attempt_knows_is_removed_at_the_star
     docker_with_busybox().await;
     let (_dir, dir) = scratch();
     let broker = Broker::start(&dir, 30_000).await;
-    let created = docker_says(&[
-        "create",
-        "--label",
-        "codering.worker=w-orphan",
-        "--label",
-        "codering.token=x",
-        BUSYBOX,
-        "/bin/true",
-    ]);
-    let others = docker_says(&["create", "--label", "codering.worker=w-orphan2", BUSYBOX, "/bin/true"]);
-    let _worker = broker.worker("w-orphan", "");
-    support::until("the orphan's removal", async || {
-        docker_says(&["ps", "-aq", "--filter", "label=codering.worker=w-orphan"]).is_empty().then_some(())
-    })
-    .await;
-    assert!(
-        others.starts_with(&docker_says(&["ps", "-aq", "--filter", &format!("id={others}")]))
-            && created != others
-    );
+    let mut worker = broker.worker("w-orphan", "");
+    broker.until("the worker", |said| said.hellos.first().map(|_| ())).await;
+    worker.crash();
+    let label = format!("codering.worker={}", worker.name);
+    let create = |label: &str| docker_says(&["create", "--label", label, BUSYBOX, "/bin/true"]);
+    let (mine, others) = (create(&label), create(&format!("{label}-2")));
+    worker.start();
+    let there = |id: &str| !docker_says(&["ps", "-aq", "--filter", &format!("id={id}")]).is_empty();
+    support::until("the orphan's removal", async || (!there(&mine)).then_some(())).await;
+    assert!(there(&others), "another worker's container was removed");
     docker_says(&["rm", &others]);
 }
 

@@ -51,7 +51,7 @@ async fn an_assignment_is_checked_out_built_run_streamed_and_reported() {
         (&b"the input\n"[..], &b"to-stderr\n"[..])
     );
     assert_eq!(result.commit, repository.git(&["rev-parse", "HEAD"]));
-    assert_eq!((result.worker.as_str(), result.phases.queued), ("w-flow", 5));
+    assert_eq!((result.worker.as_str(), result.phases.queued), (worker.name.as_str(), 5));
     assert!(result.phases.start > 0 && result.image.starts_with("codering/ctx:"), "{result:?}");
     {
         let said = broker.said.lock().unwrap();
@@ -62,7 +62,7 @@ async fn an_assignment_is_checked_out_built_run_streamed_and_reported() {
         assert_eq!(phases, ["checkout", "build", "start", "run"]);
     }
     assert_eq!(broker.log(&token, v1::LogStream::Stdout), "the input\n");
-    no_containers_of("w-flow").await;
+    no_containers_of(&worker.name).await;
     drop(worker);
 }
 
@@ -124,13 +124,13 @@ async fn a_cancelled_attempt_is_killed_and_says_so() {
     docker_with_busybox().await;
     let (_dir, dir) = scratch();
     let (broker, repository) = (Broker::start(&dir, 30_000).await, repository());
-    let _worker = broker.worker("w-cancel", "");
+    let worker = broker.worker("w-cancel", "");
     let token = broker.assign(assignment(&repository.url(), "echo on; sleep 600")).await;
     broker.running(&token).await;
     let cancel = v1::CancelAttempt { token: token.clone() };
     broker.tell(v1::to_worker::Message::Cancel(cancel)).await;
     assert_eq!(broker.result(&token).await.outcome, Outcome::Cancelled);
-    no_containers_of("w-cancel").await;
+    no_containers_of(&worker.name).await;
 }
 
 #[tokio::test]
@@ -138,11 +138,11 @@ async fn a_fenced_attempt_is_killed_and_reports_nothing() {
     docker_with_busybox().await;
     let (_dir, dir) = scratch();
     let (broker, repository) = (Broker::start(&dir, 3_000).await, repository());
-    let _worker = broker.worker("w-fenced", "");
+    let worker = broker.worker("w-fenced", "");
     let token = broker.assign(assignment(&repository.url(), "sleep 600")).await;
     broker.running(&token).await;
     broker.said.lock().unwrap().fenced.push(token.clone());
-    no_containers_of("w-fenced").await;
+    no_containers_of(&worker.name).await;
     broker
         .until("a heartbeat without it", |said| {
             said.beats.last().filter(|b| !b.tokens.contains(&token)).map(|_| ())
@@ -157,7 +157,7 @@ async fn invariant_3_a_worker_that_cannot_renew_stops_its_container_before_its_l
     docker_with_busybox().await;
     let (_dir, dir) = scratch();
     let (broker, repository) = (Broker::start(&dir, 4_000).await, repository());
-    let _worker = broker.worker("w-lease", "");
+    let worker = broker.worker("w-lease", "");
     let task = v1::Assignment { lease_ms: 4_000, ..assignment(&repository.url(), "sleep 600") };
     let token = broker.assign(task).await;
     broker.running(&token).await;
@@ -168,7 +168,7 @@ async fn invariant_3_a_worker_that_cannot_renew_stops_its_container_before_its_l
             (said.beats.len() >= 5 && kept.elapsed() > Duration::from_secs(5)).then_some(())
         })
         .await;
-    assert!(!containers_of("w-lease").is_empty(), "it was stopped although its lease was renewed");
+    assert!(!containers_of(&worker.name).is_empty(), "it was stopped although its lease was renewed");
     broker.said.lock().unwrap().mute = true;
     let muted = Instant::now();
     support::until("the container's end", async || {
@@ -176,7 +176,7 @@ async fn invariant_3_a_worker_that_cannot_renew_stops_its_container_before_its_l
             "ps",
             "-q",
             "--filter",
-            "label=codering.worker=w-lease",
+            &format!("label=codering.worker={}", worker.name),
         ]));
         running.is_empty().then_some(())
     })
@@ -281,7 +281,7 @@ async fn after_a_crash_running_containers_are_taken_up_with_all_of_their_output(
     assert_eq!(broker.result(&overdue).await.outcome, Outcome::TimedOut);
     let held = broker.said.lock().unwrap().hellos.last().unwrap().held_tokens.len();
     assert_eq!(held, 3);
-    no_containers_of("w-crash").await;
+    no_containers_of(&worker.name).await;
 }
 
 #[tokio::test]
@@ -301,9 +301,9 @@ async fn a_container_whose_lease_ended_or_whose_attempt_is_fenced_is_not_taken_u
         (crashed.elapsed() > Duration::from_millis(4_100)).then_some(())
     })
     .await;
-    assert!(!containers_of("w-over").is_empty());
+    assert!(!containers_of(&worker.name).is_empty());
     worker.start();
-    no_containers_of("w-over").await;
+    no_containers_of(&worker.name).await;
     broker
         .until("a second hello", |said| said.hellos.get(1).map(|h| assert_eq!(h.held_tokens, [""; 0])))
         .await;
@@ -313,7 +313,7 @@ async fn a_container_whose_lease_ended_or_whose_attempt_is_fenced_is_not_taken_u
     worker.crash();
     broker.said.lock().unwrap().fenced.push(token);
     worker.start();
-    no_containers_of("w-over").await;
+    no_containers_of(&worker.name).await;
 }
 
 #[tokio::test]
@@ -325,7 +325,7 @@ async fn a_stop_leaves_what_runs_to_the_next_start_or_nothing_at_all() {
     let long = broker.assign(assignment(&repository.url(), "sleep 6; echo long")).await;
     broker.running(&long).await;
     worker.stop().await;
-    assert!(!containers_of("w-detach").is_empty());
+    assert!(!containers_of(&worker.name).is_empty());
     assert!(
         broker.said.lock().unwrap().beats.iter().any(|b| b.draining),
         "the broker was not told of the drain"
@@ -338,7 +338,7 @@ async fn a_stop_leaves_what_runs_to_the_next_start_or_nothing_at_all() {
     let killed = broker.assign(assignment(&repository.url(), "sleep 600")).await;
     broker.running(&killed).await;
     worker.stop().await;
-    assert_eq!(containers_of("w-kill"), "");
+    assert_eq!(containers_of(&worker.name), "");
     assert!(ours(&broker.result(&killed).await));
 }
 

@@ -77,7 +77,8 @@ impl Broker {
 
     async fn serve(mut self) -> Self {
         self.shutdown = Shutdown::new(Duration::ZERO);
-        let listener = listen::bind(self.address).await.unwrap();
+        // The former one lets go of the port a moment after it was told to.
+        let listener = super::until("the port", async || listen::bind(self.address).await.ok()).await;
         let issued = self.ca.issue_server(&["localhost".to_owned()]).unwrap();
         let config = tls::server_config(
             issued.chain_pem.as_bytes(),
@@ -148,15 +149,17 @@ impl Broker {
         log.map(|log| String::from_utf8_lossy(log).into_owned()).unwrap_or_default()
     }
 
-    /// Starts a worker of this broker; `more` goes into its configuration.
+    /// Starts a worker of this broker, its data in `name` below the test's directory; `more` goes into its configuration.
     pub fn worker(&self, name: &str, more: &str) -> Worker {
+        // Containers are found by it, and others may run the same test on this machine.
+        let unique = format!("{name}-{:08x}", rand::random::<u32>());
         let data = self.dir.join(name);
         let token = self.dir.join("join");
         std::fs::write(&token, "cdr_test_test\n").unwrap();
         run(Command::new("chmod").arg("600").arg(&token));
         let config = self.dir.join(format!("{name}.toml"));
         let text = format!(
-            "name = \"{name}\"\nbroker = \"https://localhost:{}\"\ndata_dir = \"{}\"\nslots = 4\n{more}\n\
+            "name = \"{unique}\"\nbroker = \"https://localhost:{}\"\ndata_dir = \"{}\"\nslots = 4\n{more}\n\
              [enroll]\ntoken_file = \"{}\"\nca_file = \"{}\"\n[git]\nschemes = [\"file\"]\n[listen]\nmetrics = \"127.0.0.1:0\"\n",
             self.address.port(),
             data.display(),
@@ -165,7 +168,7 @@ impl Broker {
         );
         std::fs::write(&config, text).unwrap();
         let log = self.dir.join(format!("{name}.log"));
-        let mut worker = Worker { config, log, child: None };
+        let mut worker = Worker { name: unique, config, log, child: None };
         worker.start();
         worker
     }
@@ -175,6 +178,7 @@ use super::run;
 
 /// A worker's process.
 pub struct Worker {
+    pub name: String,
     config: PathBuf,
     log: PathBuf,
     child: Option<Child>,
@@ -223,6 +227,10 @@ impl Drop for Worker {
             let _ = child.kill();
             let _ = child.wait();
         }
+        // What a failed test left; nothing otherwise.
+        let mine =
+            format!("docker ps -aq --filter label=codering.worker={} | xargs -r docker rm -f", self.name);
+        let _ = Command::new("sh").args(["-c", &mine]).output();
         if std::thread::panicking() {
             eprintln!("---- the worker's log ----\n{}", self.log());
         }
