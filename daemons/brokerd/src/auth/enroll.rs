@@ -23,11 +23,12 @@ pub struct Enrolled {
 
 impl Auth {
     /// Makes `worker` a worker: signs its request, uses the join token up, and records the certificate's serial number,
-    /// which is the only one accepted from then on. A worker of this name that was there before is replaced.
+    /// which is the only one accepted from then on. A worker of this name that was there before is replaced, as a
+    /// machine that was installed anew needs it; a revoked one is not.
     ///
     /// # Errors
     /// Those of [`Auth::authenticate`]; [`Code::AuthDenied`] for a token that is no join token; [`Code::InvalidInput`] for
-    /// a broken request, which leaves the token unused.
+    /// a broken request and [`Code::WorkerRevoked`] for a revoked name, which leave the token unused.
     pub async fn enroll(
         &self,
         join_token: &str,
@@ -52,10 +53,15 @@ impl Auth {
         }
         let signed = self.0.ca.issue_worker(csr_pem, &worker)?;
         let _writing = self.0.writing.lock().await;
+        let before = self.0.ledger.workers().await?.into_iter().find(|row| row.name == worker);
+        if before.as_ref().is_some_and(|row| row.revoked) {
+            tracing::warn!(token = token.id, worker = %worker, address = %from, "a revoked worker: enrolment denied");
+            return Err(Error::new(Code::WorkerRevoked, format!("a worker named {worker} was revoked"))
+                .hint("enroll this machine under another name"));
+        }
         if !self.0.ledger.spend_token(&token.id, now()).await? {
             return Err(self.wrong(&token.id, from, "a join token that was used before"));
         }
-        let before = self.0.ledger.workers().await?.into_iter().find(|row| row.name == worker);
         let row = Worker {
             name: worker.clone(),
             certificate_serial: signed.identity.serial.clone(),

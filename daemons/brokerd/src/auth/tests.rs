@@ -298,6 +298,9 @@ async fn a_worker_is_known_by_its_newest_certificate_until_it_is_revoked() {
     let row = setup.ledger.workers().await.expect("read").swap_remove(0);
     setup.ledger.put_worker(ledger::Worker { revoked: true, ..row }).await.expect("written");
     assert_eq!(code(setup.worker(&new).await), Code::WorkerRevoked);
+    let (_, join) = setup.create(&admin, Role::Worker, &[]).await.expect("created");
+    assert_eq!(code(setup.enroll(&join, "w1").await), Code::WorkerRevoked);
+    setup.enroll(&join, "w2").await.expect("the token was left unused");
     let stranger = Identity { name: "w9".into(), ..new.clone() };
     assert_eq!(code(setup.worker(&stranger).await), Code::AuthInvalid);
     let server = Identity { role: String::new(), ..new };

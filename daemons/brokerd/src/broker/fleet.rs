@@ -6,19 +6,13 @@ use std::{
     time::Instant,
 };
 
-use bytes::Bytes;
-use codering_core::{Code, Error, LeaseToken, TaskResult, WorkerName, message::DoneMessage, task::Event};
+use codering_core::{Code, Error, LeaseToken, WorkerName};
 use codering_proto::v1::{self, from_worker, to_worker};
-use futures::{Stream, stream};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    Broker, Running,
-    change::{Changed, Ended},
-    logs, now,
-};
-use crate::ledger::{self, TaskChange};
+use super::{Broker, logs, now};
+use crate::ledger;
 
 /// What is sent down a worker's stream.
 pub type ToWorker = v1::ToWorker;
@@ -29,17 +23,17 @@ const STREAM_ROOM: usize = 1024;
 const MAX_SLOTS: u32 = 4096;
 
 #[derive(Debug)]
-struct Connected {
-    session: u64,
-    to: mpsc::Sender<ToWorker>,
-    closed: CancellationToken,
-    slots: u32,
-    labels: HashMap<String, String>,
-    version: String,
-    connected_at: i64,
-    last_seen: Instant,
-    draining: bool,
-    cancelled: HashSet<LeaseToken>,
+pub(super) struct Connected {
+    pub(super) session: u64,
+    pub(super) to: mpsc::Sender<ToWorker>,
+    pub(super) closed: CancellationToken,
+    pub(super) slots: u32,
+    pub(super) labels: HashMap<String, String>,
+    pub(super) version: String,
+    pub(super) connected_at: i64,
+    pub(super) last_seen: Instant,
+    pub(super) draining: bool,
+    pub(super) cancelled: HashSet<LeaseToken>,
 }
 
 /// The connected workers.
@@ -50,7 +44,7 @@ pub(super) struct Fleet {
 }
 
 impl Fleet {
-    fn lock(&self) -> MutexGuard<'_, HashMap<WorkerName, Connected>> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, HashMap<WorkerName, Connected>> {
         self.connected.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -110,34 +104,11 @@ impl Fleet {
             .collect()
     }
 
-    fn forget_cancelled(&self, worker: &WorkerName, token: &LeaseToken) {
+    pub(super) fn forget_cancelled(&self, worker: &WorkerName, token: &LeaseToken) {
         if let Some(connected) = self.lock().get_mut(worker) {
             connected.cancelled.remove(token);
         }
     }
-}
-
-/// A worker with what runs there.
-#[derive(Debug, Clone)]
-pub struct WorkerView {
-    /// The row.
-    pub worker: ledger::Worker,
-    /// Whether its stream is up.
-    pub connected: bool,
-    /// Its slots; 0 where it is not connected.
-    pub slots: u32,
-    /// Its labels.
-    pub labels: HashMap<String, String>,
-    /// Its version.
-    pub version: String,
-    /// Since when; 0 where it is not.
-    pub connected_at: i64,
-    /// When it was last heard of.
-    pub last_seen_at: i64,
-    /// It was told to take nothing new.
-    pub draining: bool,
-    /// What it runs.
-    pub running: Vec<Running>,
 }
 
 /// A worker's stream. Dropped, the worker counts as disconnected; its leases run on until their deadline.
@@ -220,209 +191,6 @@ impl Broker {
             true => Err(Error::new(Code::WorkerRevoked, format!("worker {name} was revoked"))),
             false => Ok(row),
         }
-    }
-
-    /// Records an attempt's result if its token is the live one. `false`: fenced.
-    pub async fn report(&self, worker: &WorkerName, report: v1::AttemptReport) -> Result<bool, Error> {
-        let token = codering_proto::convert::id::<LeaseToken>(&report.token, "token")?;
-        let Some(held) = self.leases.get(&token, worker) else {
-            self.metrics.fenced.inc();
-            tracing::info!(worker = %worker, "a result was fenced: its lease had ended");
-            return Ok(false);
-        };
-        let wire =
-            report.result.ok_or_else(|| Error::new(Code::InvalidInput, "a report without a result"))?;
-        let mut result = TaskResult::try_from(wire)?;
-        // Whose it is follows from the token, not from what the worker says.
-        result.project = held.task.project.clone();
-        result.job = held.task.key.job.clone();
-        result.task = held.task.key.task.clone();
-        result.attempt = held.task.progress.attempt;
-        result.worker = worker.to_string();
-        self.check_size(&held, &mut result);
-        let outcome = result.outcome;
-        let key = held.task.key.clone();
-        let ended = Ended { result: Some(result), ..Ended::default() };
-        let changed = self
-            .change(&key, Some(held.task.clone()), Event::Complete { token: token.clone(), outcome }, ended)
-            .await?;
-        let recorded = matches!(changed, Changed::Yes(_));
-        if recorded {
-            tracing::info!(
-                job = %key.job, task = %key.task, attempt = held.task.progress.attempt, worker = %worker,
-                outcome = outcome.as_str(), "recorded"
-            );
-            self.metrics.results(outcome).inc();
-        } else {
-            self.metrics.fenced.inc();
-        }
-        if self.leases.remove(&token).is_some() {
-            self.let_go(&token, &held);
-        }
-        self.fleet.forget_cancelled(worker, &token);
-        Ok(recorded)
-    }
-
-    /// A worker keeps the bound itself; one that does not is cut here.
-    fn check_size(&self, held: &super::leases::Held, result: &mut TaskResult) {
-        let most = match held.task.reduce {
-            true => codering_core::limits::REDUCE_OUTPUT_BYTES,
-            false => codering_core::limits::MAX_OUTPUT_BYTES,
-        };
-        let most = usize::try_from(most).unwrap_or(usize::MAX);
-        for (stream, truncated) in [
-            (&mut result.stdout, &mut result.stdout_truncated),
-            (&mut result.stderr, &mut result.stderr_truncated),
-        ] {
-            if stream.len() > most {
-                stream.truncate(most);
-                *truncated = true;
-            }
-        }
-        result.message.truncate(result.message.floor_char_boundary(4000));
-    }
-
-    /// Pins a commit: for its whole job, or for a raw message's task alone. Answers with the one in force.
-    pub async fn pin_commit(
-        &self,
-        worker: &WorkerName,
-        token: &LeaseToken,
-        commit: &str,
-    ) -> Result<String, Error> {
-        let fenced = || Error::new(Code::LeaseFenced, "the lease has ended");
-        let held = self.leases.get(token, worker).ok_or_else(fenced)?;
-        if commit.len() != 40 || !commit.bytes().all(|b| b.is_ascii_hexdigit()) {
-            return Err(Error::new(Code::InvalidInput, "a commit is 40 hexadecimal digits").at("commit"));
-        }
-        if held.task.spec.source.is_some() {
-            return self.pin_task(&held.task, commit).await;
-        }
-        let job = self.jobs.get(&held.task.key.job).ok_or_else(fenced)?;
-        let _writing = job.writing.lock().await;
-        let pinned = job.with(|j| j.commit.clone());
-        if !pinned.is_empty() {
-            return Ok(pinned);
-        }
-        let mut row = job.job();
-        row.commit = commit.to_owned();
-        self.ledger.update_job(row).await?;
-        job.update(|j| j.commit = commit.to_owned());
-        Ok(commit.to_owned())
-    }
-
-    async fn pin_task(&self, leased: &ledger::Task, commit: &str) -> Result<String, Error> {
-        for _ in 0..5 {
-            let Some(task) = self.ledger.task(&leased.key).await? else { break };
-            if !task.commit.is_empty() {
-                return Ok(task.commit);
-            }
-            let mut progress = task.progress.clone();
-            progress.version += 1;
-            let change = TaskChange {
-                key: task.key.clone(),
-                expected_version: task.progress.version,
-                progress,
-                commit: Some(commit.to_owned()),
-                record: Default::default(),
-            };
-            if self.store(change).await? {
-                return Ok(commit.to_owned());
-            }
-        }
-        Err(Error::new(Code::LeaseFenced, "the task changed while its commit was pinned"))
-    }
-
-    /// The standard input of a reduce attempt: the results as JSONL, read from the ledger page by page.
-    pub fn reduce_input(
-        &self,
-        worker: &WorkerName,
-        token: &LeaseToken,
-    ) -> Result<impl Stream<Item = Result<Bytes, Error>> + Send + use<>, Error> {
-        let held = self.leases.get(token, worker).filter(|held| held.task.reduce);
-        let job = held.ok_or_else(|| Error::new(Code::LeaseFenced, "the lease has ended"))?.task.key.job;
-        Ok(stream::unfold((self.clone(), job, None, false), async |(broker, job, after, over)| {
-            if over {
-                return None;
-            }
-            let page = match broker.results_page(&job, &[], after, 200).await {
-                Ok(page) => page,
-                Err(error) => return Some((Err(error), (broker, job, after, true))),
-            };
-            let last = page.last().map(|(seq, _)| *seq)?;
-            let mut lines = Vec::new();
-            for (_, result) in &page {
-                if let Err(error) = serde_json::to_writer(&mut lines, &DoneMessage::from(result)) {
-                    return Some((Err(super::internal(error)), (broker, job, after, true)));
-                }
-                lines.push(b'\n');
-            }
-            Some((Ok(Bytes::from(lines)), (broker, job, Some(last), false)))
-        }))
-    }
-
-    /// All workers that ever enrolled.
-    pub async fn workers(&self) -> Result<Vec<WorkerView>, Error> {
-        let rows = self.ledger.workers().await?;
-        Ok(rows.into_iter().map(|row| self.worker_view(row)).collect())
-    }
-
-    /// One worker.
-    pub async fn worker(&self, name: &WorkerName) -> Result<WorkerView, Error> {
-        let rows = self.workers().await?;
-        let found = rows.into_iter().find(|view| view.worker.name == *name);
-        found.ok_or_else(|| Error::new(Code::WorkerNotFound, format!("there is no worker {name}")))
-    }
-
-    fn worker_view(&self, row: ledger::Worker) -> WorkerView {
-        let mut running: Vec<Running> = self
-            .leases
-            .of_worker(&row.name)
-            .into_iter()
-            .map(|(_, held)| Running {
-                task: held.task,
-                phase: held.phase,
-                container_id: held.container_id,
-                image: held.image,
-            })
-            .collect();
-        running.sort_by(|a, b| a.task.key.cmp(&b.task.key));
-        let fleet = self.fleet.lock();
-        let connected = fleet.get(&row.name);
-        let seen = connected.map_or(row.last_seen_at, |c| now() - c.last_seen.elapsed().as_millis() as i64);
-        WorkerView {
-            connected: connected.is_some(),
-            slots: connected.map_or(0, |c| c.slots),
-            labels: connected.map(|c| c.labels.clone()).unwrap_or_default(),
-            version: connected.map(|c| c.version.clone()).unwrap_or_default(),
-            connected_at: connected.map_or(0, |c| c.connected_at),
-            last_seen_at: seen,
-            draining: connected.is_some_and(|c| c.draining),
-            running,
-            worker: row,
-        }
-    }
-
-    /// A paused worker finishes what it runs and takes nothing new.
-    pub async fn pause_worker(&self, name: &WorkerName, paused: bool) -> Result<WorkerView, Error> {
-        let _row = self.worker_rows.lock().await;
-        let mut view = self.worker(name).await?;
-        view.worker.paused = paused;
-        self.ledger.put_worker(view.worker.clone()).await?;
-        self.scheduler().set_paused(name, paused);
-        self.dispatch.notify_one();
-        Ok(view)
-    }
-
-    /// Refuses a worker from now on; what it ran runs elsewhere.
-    pub async fn revoke_worker(&self, name: &WorkerName) -> Result<WorkerView, Error> {
-        let _row = self.worker_rows.lock().await;
-        let mut view = self.worker(name).await?;
-        view.worker.revoked = true;
-        self.ledger.put_worker(view.worker.clone()).await?;
-        if let Some(connected) = self.fleet.lock().get(name) {
-            connected.closed.cancel();
-        }
-        Ok(view)
     }
 }
 

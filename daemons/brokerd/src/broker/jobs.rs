@@ -24,9 +24,22 @@ const AT_ONCE: usize = 256;
 const WATCH_EVERY: Duration = Duration::from_millis(100);
 
 impl Broker {
-    /// The row with its counters as they are now.
-    fn current(&self, job: Job) -> Job {
-        self.jobs.get(&job.id).map_or(job, |live| live.job())
+    /// The row with its counters as they are now. A job that ended since its row was read is in memory no more: then
+    /// the row is read again.
+    async fn current(&self, job: Job) -> Result<Job, Error> {
+        match self.jobs.get(&job.id) {
+            Some(live) => Ok(live.job()),
+            None if job.finished_at == 0 => Ok(self.ledger.job(&job.id).await?.unwrap_or(job)),
+            None => Ok(job),
+        }
+    }
+
+    /// The row of a job that there must be.
+    async fn known_job(&self, id: &JobId) -> Result<Job, Error> {
+        match self.ledger.job(id).await? {
+            Some(job) => self.current(job).await,
+            None => Err(Error::new(Code::JobNotFound, format!("there is no job {id}"))),
+        }
     }
 
     /// The job that an id or an unambiguous prefix stands for, among the projects that a token may see.
@@ -42,11 +55,13 @@ impl Broker {
             return Err(not_found());
         }
         let prefix = if prefix.starts_with("j-") { prefix.to_owned() } else { format!("j-{prefix}") };
-        let mut found = self.ledger.jobs_by_prefix(&prefix, 20).await?;
+        // A token that sees few projects may have its one match behind many of others'.
+        let most = if only.is_some() { 1000 } else { 20 };
+        let mut found = self.ledger.jobs_by_prefix(&prefix, most).await?;
         found.retain(|job| only.is_none_or(|only| only.contains(&job.spec.project)));
         match found.len() {
             0 => Err(not_found()),
-            1 => Ok(self.current(found.swap_remove(0))),
+            1 => self.current(found.swap_remove(0)).await,
             n => {
                 let ids: Vec<_> = found.iter().take(3).map(|job| job.id.to_string()).collect();
                 Err(Error::new(
@@ -61,7 +76,11 @@ impl Broker {
     /// Jobs, newest first.
     pub async fn jobs(&self, filter: JobFilter, after: Option<JobId>, limit: u32) -> Result<Vec<Job>, Error> {
         let jobs = self.ledger.jobs(filter, after, limit).await?;
-        Ok(jobs.into_iter().map(|job| self.current(job)).collect())
+        let mut current = Vec::with_capacity(jobs.len());
+        for job in jobs {
+            current.push(self.current(job).await?);
+        }
+        Ok(current)
     }
 
     /// A job's changes, at most ten a second, until it is over. Holds one row, however large the job.
@@ -188,8 +207,7 @@ impl Broker {
 
     /// Tasks that failed or were cancelled become ready again; those that succeeded stay.
     pub async fn retry_job(&self, id: &JobId) -> Result<(Job, u64), Error> {
-        let job = self.ledger.job(id).await?.map(|job| self.current(job));
-        let job = job.ok_or_else(|| Error::new(Code::JobNotFound, format!("there is no job {id}")))?;
+        let job = self.known_job(id).await?;
         self.projects.admit(&job.spec.project, job.counts.failed + job.counts.cancelled)?;
         let awake = self.wake_job(id).await?;
         let again: Vec<_> =
@@ -266,8 +284,7 @@ impl Broker {
             reduce.validate()?;
             self.check_limits(&reduce.limits, "reduce.limits")?;
         }
-        let job = self.ledger.job(id).await?.map(|job| self.current(job));
-        let job = job.ok_or_else(|| Error::new(Code::JobNotFound, format!("there is no job {id}")))?;
+        let job = self.known_job(id).await?;
         if job.reduce.is_none() && reduce.is_none() {
             return Err(Error::new(Code::JobNoReduce, format!("job {id} has no reduce step"))
                 .hint(format!("coderingctl reduce {id} -- COMMAND")));
@@ -371,9 +388,8 @@ impl Broker {
 
     /// The answer's name and bytes.
     pub async fn answer(&self, id: &JobId) -> Result<(String, Vec<u8>), Error> {
-        let job = self.ledger.job(id).await?.map(|job| self.current(job));
+        let job = self.known_job(id).await?;
         let none = |why: &str| Error::new(Code::JobNoAnswer, format!("job {id} has no answer: {why}"));
-        let job = job.ok_or_else(|| Error::new(Code::JobNotFound, format!("there is no job {id}")))?;
         let Some(reduce) = &job.reduce else { return Err(none("it has no reduce step")) };
         if job.reduced_run == 0 {
             return Err(none("its reduce step has not run")

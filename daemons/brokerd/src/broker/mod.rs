@@ -17,10 +17,12 @@ mod outbox;
 mod projects;
 mod queues;
 mod reconcile;
+mod reports;
 mod scheduler;
 mod settings;
 mod submit;
 mod tasks;
+mod workers;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -28,7 +30,7 @@ use codering_core::{Code, Error, JobId, LeaseToken, time::Millis};
 use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use fleet::{Session, Speaker, ToWorker, WorkerView};
+pub use fleet::{Session, Speaker, ToWorker};
 pub use leases::Running;
 pub use live::{JobEvent, shown_state};
 pub use logs::{LogPiece, Stream};
@@ -37,6 +39,7 @@ pub use queues::QueueView;
 pub use settings::Settings;
 pub use submit::{NewJob, Submission};
 pub use tasks::TaskView;
+pub use workers::WorkerView;
 
 use crate::{ledger::Ledger, metrics::Metrics, queue::Queues};
 
