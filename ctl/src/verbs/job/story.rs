@@ -106,6 +106,8 @@ impl Story {
             JobState::Queued if self.workers_connected == Some(0) => {
                 "queued: no worker takes tasks; none is connected, or all are paused".into()
             }
+            // What went wrong stands on the next line.
+            JobState::Queued if !self.job.message.is_empty() => "queued: will be tried again".into(),
             JobState::Queued => "queued: waits for a free slot".into(),
             JobState::Running => format!("running: {} of {} tasks done", done(&self.job), counts.total),
             JobState::Paused => "paused: what runs goes on, nothing new is started".into(),

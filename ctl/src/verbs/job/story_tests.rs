@@ -83,6 +83,14 @@ fn a_failed_job_shows_the_last_lines_of_its_failed_tasks_and_how_to_run_them_aga
 }
 
 #[test]
+fn a_job_that_is_tried_again_says_why_and_not_that_it_waits_for_a_slot() {
+    let mut held_up = job(JobState::Queued, TaskCounts { total: 1, queued: 1, ..Default::default() });
+    held_up.message = "the git host cannot be reached".into();
+    let page = story(held_up).lines(NOW).join("\n");
+    assert!(page.contains("queued: will be tried again\nwhy        the git host cannot"), "{page}");
+}
+
+#[test]
 fn a_queued_job_without_a_worker_says_so_and_names_the_commands_that_help() {
     let counts = TaskCounts { total: 4, queued: 4, ..Default::default() };
     let mut waiting = job(JobState::Queued, counts);

@@ -157,7 +157,12 @@ impl Broker {
         }
         match effect {
             Some(Effect::Publish) => self.outbox.ring(&after.project),
-            Some(Effect::AttemptEnded(_)) => self.outbox.ring_at(&after.project, not_before(to)),
+            Some(Effect::AttemptEnded(outcome)) => {
+                if let (Outcome::InfrastructureError, Some(result)) = (outcome, &ended.result) {
+                    job.trouble(&result.message);
+                }
+                self.outbox.ring_at(&after.project, not_before(to));
+            }
             Some(Effect::Stop(lease)) => self.fleet.cancel(&lease.worker, &lease.token),
             Some(Effect::Finish(_)) => {
                 self.projects.stored(&after.project, ended.result.as_ref().map_or(0, TaskResult::bytes));

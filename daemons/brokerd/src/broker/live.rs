@@ -113,6 +113,8 @@ impl LiveJob {
             inner.job.counts.retried += u64::from(retried);
             if matches!(to, State::Done(_)) {
                 inner.count_finish();
+                // It gets on: what held it up is over.
+                inner.job.message.clear();
             }
         }
         inner.derive();
@@ -160,6 +162,15 @@ impl LiveJob {
         }
         drop(inner);
         self.notify();
+    }
+
+    /// Why its tasks are tried again through no fault of their own. It is the job's message until one of them is done,
+    /// and said once to who watches, however many tasks meet it.
+    pub fn trouble(&self, why: &str) {
+        let known = std::mem::replace(&mut self.lock().job.message, why.to_owned()) == why;
+        if !known {
+            self.note(format!("tried again: {why}"));
+        }
     }
 
     /// Notes after the `seen`th, and how many were made in all.
