@@ -85,6 +85,31 @@ async fn the_reduce_step_reads_the_results_and_gives_the_answer() {
     worker.report(&again, Outcome::Succeeded, "seven").await;
     rig.reaches(&job, JobState::Succeeded).await;
     assert_eq!(rig.broker.answer(&job.id).await.unwrap().1, b"seven");
+
+    rig.broker.reduce_job(&job.id, Some(reduce("false"))).await.unwrap();
+    let bad = worker.assignment().await;
+    worker.report(&bad, Outcome::Failed, "").await;
+    let failed = rig.reaches(&job, JobState::Failed).await;
+    let told = until("the job's message", async || {
+        let message = rig.job(&failed).await.message;
+        (!message.is_empty()).then_some(message)
+    });
+    assert_eq!(told.await, "the reduce step ended as failed");
+}
+
+#[tokio::test]
+async fn a_job_tells_what_holds_it_up_until_it_gets_on() {
+    let rig = Rig::new().await;
+    let mut worker = rig.worker("w1", 1).await;
+    let job = rig.submit(spec(), tasks(1)).await;
+    let first = worker.assignment().await;
+    let mut failed = report(&first, Outcome::InfrastructureError, "");
+    failed.result.as_mut().unwrap().message = "the git host cannot be reached".into();
+    assert!(rig.broker.report(worker.session.name(), failed).await.unwrap(), "recorded");
+    assert_eq!(rig.job(&job).await.message, "the git host cannot be reached");
+    let second = worker.assignment().await;
+    worker.report(&second, Outcome::Succeeded, "").await;
+    assert_eq!(rig.reaches(&job, JobState::Succeeded).await.message, "");
 }
 
 #[tokio::test]

@@ -358,9 +358,14 @@ impl Broker {
             return Ok(());
         }
         row.finished_at = now();
-        row.message = match row.counts.failed {
-            0 => String::new(),
-            n => format!("{n} of {} tasks failed", row.counts.total),
+        row.message = match (row.counts.failed, row.state) {
+            // All tasks are good, and yet it failed.
+            (0, JobState::Failed) => match live.flags().reduced.flatten() {
+                Some(outcome) => format!("the reduce step ended as {}", outcome.as_str()),
+                None => "the reduce step failed".into(),
+            },
+            (0, _) => String::new(),
+            (n, _) => format!("{n} of {} tasks failed", row.counts.total),
         };
         self.ledger.update_job(row.clone()).await?;
         live.update(|job| {
