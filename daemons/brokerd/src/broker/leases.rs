@@ -257,7 +257,7 @@ mod tests {
         };
         leases.insert(token.clone(), Held::new(task, Duration::ZERO));
         let now = Instant::now();
-        assert_eq!(leases.expired(now), [token.clone()]);
+        assert_eq!(leases.expired(now), std::slice::from_ref(&token));
         if let Some(held) = leases.lock().get_mut(&token) {
             held.deadline = now + Duration::from_secs(30);
         }
