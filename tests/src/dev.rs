@@ -66,7 +66,7 @@ impl Dev {
         let log = fs::File::create(directory.path().join("dev.log")).unwrap();
         let mut command = Command::new(binary("coderingctl"));
         command
-            .args(["dev", "--workers", &workers.to_string(), "--data-dir"])
+            .args(["dev", "--verbose", "--workers", &workers.to_string(), "--data-dir"])
             .arg(directory.path().join("dev"))
             .env("HOME", directory.path())
             .env_remove("CODERING_ENDPOINTS")
