@@ -8,7 +8,8 @@ use rustix::process::{Pid, Signal, kill_process};
 const TASKS: u32 = 40;
 const JOB: Duration = Duration::from_secs(240);
 
-/// Kills a daemon of this name without warning, once the job is a quarter done; returns when dev has started another.
+/// Kills a daemon of this name without warning, once the job is a quarter done; returns when dev has started another and the
+/// broker answers.
 fn kill_amid(dev: &Dev, job: &str, daemon: &str) {
     wait_for("a quarter of the tasks succeeded", JOB, || {
         (dev.succeeded_tasks(job) >= u64::from(TASKS / 4)).then_some(())
@@ -19,6 +20,9 @@ fn kill_amid(dev: &Dev, job: &str, daemon: &str) {
     wait_for("dev has started another one", Duration::from_secs(30), || {
         let now = dev.daemons(daemon);
         (now.len() == before.len() && !now.contains(&victim)).then_some(())
+    });
+    wait_for("the broker answers", Duration::from_secs(30), || {
+        (dev.try_ctl(&["job", "list"], Duration::from_secs(30)).code == Some(0)).then_some(())
     });
 }
 
