@@ -1,16 +1,20 @@
 //! What the end-to-end tests stand on: the real binaries in a directory of the test's own.
 //!
-//! [`Dev`] is a running `coderingctl dev`, [`Vhost`] a place of the test's own in the machine's RabbitMQ, [`fixture`] the
+//! [`Dev`] is a running `coderingctl dev`, [`Fleet`] daemons that the test starts and kills itself, [`Vhost`] a place of the test's own in the machine's RabbitMQ, [`fixture`] the
 //! jobs. Nothing is mocked: a test that finds no Docker, no RabbitMQ or no binary fails and says what starts or builds it.
 
+mod ctl;
 mod dev;
 pub mod fixture;
+pub mod fleet;
 mod process;
 mod services;
 
 use std::path::{Path, PathBuf};
 
+pub use ctl::Ctl;
 pub use dev::{Backend, Dev};
+pub use fleet::{Fleet, Setup};
 pub use process::{Ran, run, wait_for};
 pub use services::Vhost;
 
