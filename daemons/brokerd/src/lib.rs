@@ -21,3 +21,7 @@ pub mod metrics;
 pub mod pki;
 pub mod queue;
 pub mod start;
+
+// What the integration tests share with the unit tests names this crate as they do.
+#[cfg(test)]
+extern crate self as codering_brokerd;

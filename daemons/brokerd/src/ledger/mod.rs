@@ -6,6 +6,9 @@
 
 #[cfg(test)]
 mod conformance;
+#[cfg(test)]
+#[path = "../../tests/plain/mod.rs"]
+mod plain;
 mod rows;
 mod sqlite;
 
@@ -242,4 +245,14 @@ pub trait Ledger: Send + Sync + 'static {
 
     /// Finishes what is under way and closes.
     async fn close(&self);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn invariant_9_a_store_that_can_change_one_row_at_a_time_keeps_all_that_a_ledger_promises() {
+        conformance::suite(Arc::new(plain::PlainLedger::default())).await;
+    }
 }

@@ -23,6 +23,8 @@ pub struct Rig {
     pub queues: queue::SharedQueues,
     dir: Arc<tempfile::TempDir>,
     settings: Settings,
+    /// A ledger that outlives a restart in memory, instead of SQLite's file.
+    kept: Option<ledger::SharedLedger>,
 }
 
 impl Rig {
@@ -35,17 +37,32 @@ impl Rig {
         let mut settings = Settings::new(dir.path().join("live"));
         settings.reconcile_every = Duration::from_millis(200);
         change(&mut settings);
-        Self::open(dir, settings).await
+        Self::open(dir, settings, None).await
     }
 
-    async fn open(dir: Arc<tempfile::TempDir>, settings: Settings) -> Self {
-        let ledger = ledger::open(&dir.path().join("ledger.db")).await.expect("opens");
+    /// The same on another ledger.
+    pub async fn on(ledger: ledger::SharedLedger) -> Self {
+        let dir = Arc::new(tempfile::tempdir().expect("a temporary directory"));
+        let mut settings = Settings::new(dir.path().join("live"));
+        settings.reconcile_every = Duration::from_millis(200);
+        Self::open(dir, settings, Some(ledger)).await
+    }
+
+    async fn open(
+        dir: Arc<tempfile::TempDir>,
+        settings: Settings,
+        kept: Option<ledger::SharedLedger>,
+    ) -> Self {
+        let ledger = match &kept {
+            Some(ledger) => ledger.clone(),
+            None => ledger::open(&dir.path().join("ledger.db")).await.expect("opens"),
+        };
         let config = queue::QueueConfig { data_dir: Some(dir.path().to_owned()), ..Default::default() };
         let queues = queue::open(&config).await.expect("opens");
         let metrics = Arc::new(Metrics::new(&mut Default::default()));
         let broker =
             Broker::start(settings.clone(), ledger.clone(), queues.clone(), metrics).await.expect("starts");
-        let rig = Self { broker, ledger, queues, dir, settings };
+        let rig = Self { broker, ledger, queues, dir, settings, kept };
         if rig.broker.project(&pi()).await.is_err() {
             rig.broker.create_project(pi(), Quota::default()).await.expect("made");
         }
@@ -57,9 +74,9 @@ impl Rig {
         self.broker.stop().await;
         self.queues.close().await;
         self.ledger.close().await;
-        let (dir, settings) = (self.dir.clone(), self.settings.clone());
+        let (dir, settings, kept) = (self.dir.clone(), self.settings.clone(), self.kept.clone());
         drop(self);
-        Self::open(dir, settings).await
+        Self::open(dir, settings, kept).await
     }
 
     pub async fn worker(&self, name: &str, slots: u32) -> Worker {
