@@ -83,8 +83,8 @@ pub enum Verb {
         coderingctl worker token > join_token\n  \
         coderingctl worker token --name rack2 --ttl 24h | ssh w7 'sudo tee /etc/codering/join_token' > /dev/null")]
     Token {
-        /// What to call the token in `token list`.
-        #[arg(long, default_value = "join")]
+        /// What to call the token in `token list`. Called like a worker that is there, it replaces that worker's machine.
+        #[arg(long, default_value = "for a new worker")]
         name: String,
         /// How long it may be used.
         #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = crate::cli::duration)]

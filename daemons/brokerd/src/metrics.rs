@@ -28,7 +28,7 @@ pub const TASKS: &str = "codering_tasks";
 pub const QUEUE_CONNECTED: &str = "codering_queue_connected";
 /// 1 while the ledger can be written. Gauge.
 pub const LEDGER_WRITABLE: &str = "codering_ledger_writable";
-/// Calls refused, by `reason` (`wrong_token`, `throttled`, `denied`, `worker`). Counter.
+/// Calls refused, by `reason` (`missing`, `wrong_token`, `throttled`, `denied`, `worker`). Counter.
 pub const AUTH_REFUSED: &str = "codering_auth_refused";
 
 type Labels<const N: usize> = [(&'static str, String); N];

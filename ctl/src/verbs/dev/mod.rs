@@ -157,7 +157,8 @@ async fn set_up(
         // A worker that enrolled before keeps its certificate.
         if !place.has_certificate(number) {
             let request = CreateTokenRequest {
-                name: format!("join {}", place.worker_name(number)),
+                // Called like the worker, it also replaces one whose directory was removed.
+                name: place.worker_name(number),
                 role: Role::Worker as i32,
                 projects: Vec::new(),
                 ttl_seconds: JOIN_TOKEN_SECONDS,

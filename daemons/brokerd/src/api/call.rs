@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use codering_core::{Code, Error, ProjectName, QueueName, TaskKey, WorkerName};
+use codering_core::{Code, Error, ProjectName, QueueName, TaskKey, WorkerName, quota::Quota};
 use codering_kit::listen::Peer;
 use futures::{Stream, StreamExt, stream};
 
@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     auth::{Auth, Caller},
-    broker::Broker,
+    broker::{Broker, ProjectView},
     ledger::{Job, Role},
 };
 
@@ -85,6 +85,30 @@ impl Call {
         }
     }
 
+    /// Makes a project. Tokens of an earlier one of this name are nothing in it.
+    pub async fn create_project(&self, name: ProjectName, quota: Quota) -> Result<ProjectView, Error> {
+        let broker = self.everywhere()?;
+        self.api.0.auth.forget_project(&name).await?;
+        let made = broker.create_project(name, quota).await?;
+        self.decided("a project was created", made.project.name.as_str());
+        Ok(made)
+    }
+
+    /// Deletes a project; what tokens could do there ends with it.
+    pub async fn delete_project(&self, name: &ProjectName, force: bool) -> Result<(), Error> {
+        self.project(name)?.delete_project(name, force).await?;
+        self.decided("a project was deleted", name.as_str());
+        self.api.0.auth.forget_project(name).await
+    }
+
+    /// Logs who decided what.
+    pub fn decided(&self, what: &'static str, of: &str) {
+        if let Who::Caller(caller) = &self.who {
+            let (token, name, address) = (&caller.token().id, caller.name(), caller.address());
+            tracing::info!(of, by = token, by_name = name, %address, "{what}");
+        }
+    }
+
     /// For what names its project.
     pub fn project(&self, name: &ProjectName) -> Result<&Broker, Error> {
         self.found(Found::Name, name)
@@ -95,12 +119,13 @@ impl Call {
         self.found(Found::Queue, &name.project())
     }
 
-    /// For what makes a queue: where that makes its project too, an administrator must call.
+    /// For what makes a queue: where that makes its project too, an administrator of all projects must call.
     pub async fn new_queue(&self, name: &QueueName) -> Result<&Broker, Error> {
         let broker = self.queue(name)?;
         match broker.project(&name.project()).await {
             Err(error) if error.code == Code::ProjectNotFound => {
-                self.caller()?.may(Role::Admin, &name.project())?;
+                self.caller()?.may_everywhere(Role::Admin)?;
+                self.api.0.auth.forget_project(&name.project()).await?;
             }
             Err(error) => return Err(error),
             Ok(_) => {}
@@ -150,9 +175,9 @@ impl Call {
     }
 
     /// For a join token's bearer, who has nothing else yet.
-    pub fn enrolment(&self) -> Result<&Auth, Error> {
+    pub fn enrolment(&self) -> Result<(&Auth, &Broker), Error> {
         match self.access {
-            Access::Open => Ok(&self.api.0.auth),
+            Access::Open => Ok((&self.api.0.auth, &self.api.0.broker)),
             _ => Err(self.refused()),
         }
     }

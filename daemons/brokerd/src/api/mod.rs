@@ -20,7 +20,7 @@ mod tests;
 use std::sync::Arc;
 
 use axum::http::{HeaderMap, header::AUTHORIZATION};
-use codering_core::{Code, Error};
+use codering_core::Error;
 use codering_kit::{listen::Peer, shutdown::Shutdown};
 
 use self::{
@@ -49,15 +49,8 @@ impl Api {
 
     /// Lets a call in: who it is, whether that is enough for `access`, and a place among what runs at once.
     async fn admit(&self, access: Access, peer: &Peer, headers: &HeaderMap) -> Result<(Call, Place), Error> {
-        let bearer = match headers.get(AUTHORIZATION) {
-            None => None,
-            Some(value) => {
-                let text = value
-                    .to_str()
-                    .map_err(|_| Error::new(Code::AuthInvalid, "the authorization is not a bearer token"))?;
-                Some(text.to_owned())
-            }
-        };
+        // What is no text is no token either, and counts as a wrong one.
+        let bearer = headers.get(AUTHORIZATION).map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned());
         let (who, place) = match access {
             Access::Open => (Who::Anyone, self.0.rooms.anyone()?),
             Access::Certificate => {
@@ -69,7 +62,8 @@ impl Api {
                 if let Access::Everywhere(role) = access {
                     caller.may_everywhere(role)?;
                 }
-                (Who::Caller(caller), self.0.rooms.caller()?)
+                let place = self.0.rooms.caller(&caller.token().id)?;
+                (Who::Caller(caller), place)
             }
         };
         Ok((Call::new(self.clone(), access, who, peer.clone(), bearer), place))

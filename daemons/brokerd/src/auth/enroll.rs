@@ -1,6 +1,6 @@
 //! A join token for a certificate.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Instant};
 
 use codering_core::{Code, Error, WorkerName, time::Millis};
 
@@ -19,16 +19,23 @@ pub struct Enrolled {
     pub ca_pem: String,
     /// When its certificate expires.
     pub expires_at: Millis,
+    /// Another machine had the name, and a stream with the certificate that is refused from now on.
+    pub replaced: bool,
 }
 
 impl Auth {
     /// Makes `worker` a worker: signs its request, uses the join token up, and records the certificate's serial number,
-    /// which is the only one accepted from then on. A worker of this name that was there before is replaced, as a
-    /// machine that was installed anew needs it; a revoked one is not.
+    /// which is the only one accepted from then on.
+    ///
+    /// Any join token makes a worker of a new name, and of one that never connected: its answer was lost. A name that
+    /// a worker goes by already takes a join token that is called like it, which an administrator made to replace
+    /// that machine; with any other, a join token that lies around would be every worker's place. A revoked name
+    /// is not given again.
     ///
     /// # Errors
-    /// Those of [`Auth::authenticate`]; [`Code::AuthDenied`] for a token that is no join token; [`Code::InvalidInput`] for
-    /// a broken request and [`Code::WorkerRevoked`] for a revoked name, which leave the token unused.
+    /// Those of [`Auth::authenticate`]; [`Code::AuthDenied`] for a token that is no join token, or not one for this
+    /// name; [`Code::InvalidInput`] for a broken request and [`Code::WorkerRevoked`] for a revoked name. All
+    /// leave the token unused.
     pub async fn enroll(
         &self,
         join_token: &str,
@@ -42,12 +49,19 @@ impl Auth {
             None => (join_token.trim(), None),
         };
         if fingerprint.is_some_and(|f| !f.eq_ignore_ascii_case(&self.0.ca.fingerprint())) {
+            if let Some(unsaid) = self.throttle().say(from, "another broker's join token", Instant::now()) {
+                tracing::warn!(worker = %worker, address = %from, unsaid, "a join token for another broker: denied");
+            }
             return Err(Error::new(Code::AuthInvalid, "this join token is for another broker's CA")
                 .hint("make one here: coderingctl token create --role worker"));
         }
         let token = self.verify(text, from).await?;
         if token.role != Role::Worker {
-            tracing::warn!(token = token.id, worker = %worker, address = %from, "not a join token: enrolment denied");
+            self.0.metrics.auth_refused("denied").inc();
+            tracing::warn!(
+                token = token.id, name = token.name, worker = %worker, address = %from,
+                "not a join token: enrolment denied"
+            );
             return Err(Error::new(Code::AuthDenied, format!("token `{}` is no join token", token.name))
                 .hint("coderingctl token create --role worker"));
         }
@@ -55,12 +69,27 @@ impl Auth {
         let _writing = self.0.writing.lock().await;
         let before = self.0.ledger.workers().await?.into_iter().find(|row| row.name == worker);
         if before.as_ref().is_some_and(|row| row.revoked) {
-            tracing::warn!(token = token.id, worker = %worker, address = %from, "a revoked worker: enrolment denied");
+            self.0.metrics.auth_refused("worker").inc();
+            tracing::warn!(
+                token = token.id, name = token.name, worker = %worker, address = %from,
+                "a revoked worker: enrolment denied"
+            );
             return Err(Error::new(Code::WorkerRevoked, format!("a worker named {worker} was revoked"))
                 .hint("enroll this machine under another name"));
         }
+        if before.as_ref().is_some_and(|row| row.last_seen_at != 0) && token.name != worker.as_str() {
+            self.0.metrics.auth_refused("denied").inc();
+            tracing::warn!(
+                token = token.id, name = token.name, worker = %worker, address = %from,
+                "a join token for any new worker, and a name that is taken: enrolment denied"
+            );
+            return Err(Error::new(Code::AuthDenied, format!("there is a worker {worker}, which this would replace"))
+                .hint(format!(
+                    "enroll this machine under another name; or replace that one: coderingctl worker token --name {worker}"
+                )));
+        }
         if !self.0.ledger.spend_token(&token.id, now()).await? {
-            return Err(self.wrong(&token.id, from, "a join token that was used before"));
+            return Err(self.wrong(&token.id, Some(&token.id), from, "a join token that was used before"));
         }
         let row = Worker {
             name: worker.clone(),
@@ -72,6 +101,7 @@ impl Auth {
             last_seen_at: before.as_ref().map_or(0, |row| row.last_seen_at),
         };
         self.0.ledger.put_worker(row).await?;
+        let replaced = before.is_some();
         tracing::info!(
             worker = %worker, token = token.id, name = token.name, address = %from, serial = signed.identity.serial,
             replaced = before.map(|row| row.certificate_serial), "a worker enrolled"
@@ -80,6 +110,7 @@ impl Auth {
             certificate_pem: signed.certificate_pem,
             ca_pem: self.0.ca.pem().to_owned(),
             expires_at: signed.identity.not_after_ms,
+            replaced,
         })
     }
 }

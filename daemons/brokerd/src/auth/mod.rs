@@ -8,6 +8,9 @@
 //! - [`tokens`]: create, list, revoke, and the first administrator's.
 //! - [`throttle`]: an address that guesses is slowed down.
 //!
+//! Each decision is logged with who (a token's id and name, a worker's name; never a secret), what (the call, in the
+//! span) and from where.
+//!
 //! A token that was verified costs no ledger read on its next call, and a revoked one is refused from the moment
 //! that revoking it was answered: this process is the ledger's only writer, and forgets it first.
 
@@ -18,7 +21,7 @@ mod throttle;
 mod tokens;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -64,6 +67,8 @@ struct Inner {
 #[derive(Default)]
 struct Cache {
     tokens: HashMap<String, (Arc<Token>, Instant)>,
+    /// The ids of all recorded tokens, a bounded number, once they were read.
+    ids: Option<HashSet<String>>,
     /// Counts revocations: what was read before one is not kept after it.
     revocations: u64,
 }
@@ -87,10 +92,15 @@ impl Auth {
     /// [`Code::AuthMissing`], [`Code::AuthInvalid`], [`Code::AuthTooMany`], [`Code::AuthDenied`] for a join token,
     /// or the ledger's.
     pub async fn authenticate(&self, authorization: Option<&str>, from: SocketAddr) -> Result<Caller, Error> {
-        let text = bearer_text(authorization)?;
+        let text = bearer_text(authorization).inspect_err(|_| self.missing(from.ip(), "no token"))?;
+        // A join token ends in the CA's fingerprint, and is told what it is for.
+        let text = text.split_once('.').map_or(text, |(token, _)| token);
         let token = self.verify(text, from.ip()).await?;
         if token.role == Role::Worker {
-            tracing::warn!(token = token.id, address = %from.ip(), "a join token was used for a call: denied");
+            self.0.metrics.auth_refused("denied").inc();
+            tracing::warn!(
+                token = token.id, name = token.name, address = %from.ip(), "a join token was used for a call: denied"
+            );
             return Err(Error::new(Code::AuthDenied, "a join token does nothing but join a worker, once"));
         }
         self.note_use(&token);
@@ -105,6 +115,7 @@ impl Auth {
     pub async fn worker(&self, peer: &Peer) -> Result<WorkerName, Error> {
         let shown_by = peer.certificate.as_deref().and_then(|c| Some((c.worker()?, c)));
         let Some((name, certificate)) = shown_by else {
+            self.missing(peer.address.ip(), "no worker's certificate");
             return Err(Error::new(Code::AuthMissing, "the call carries no worker's certificate")
                 .hint("enroll the worker: coderingctl token create --role worker"));
         };
@@ -132,25 +143,51 @@ impl Auth {
         let cached = bearer.as_ref().and_then(|b| self.cached(&b.id).filter(|t| is_right(t, b)));
         let token = match cached {
             Some(token) => token,
-            None => {
-                self.throttle().admit(from, Instant::now()).inspect_err(|_| {
-                    self.0.metrics.auth_refused("throttled").inc();
-                    tracing::warn!(address = %from, "too many wrong tokens: held up");
-                })?;
-                let Some(token) = self.look_up(bearer.as_ref()).await? else {
-                    let id = bearer.map_or_else(|| "of no known form".into(), |b| shown(&b.id));
-                    return Err(self.wrong(&id, from, "wrong"));
-                };
-                token
-            }
+            None => self.verify_anew(bearer.as_ref(), from).await?,
         };
-        if token.revoked_at != 0 {
-            return Err(self.wrong(&token.id, from, "revoked"));
+        let ended = if token.revoked_at != 0 {
+            "revoked"
+        } else if token.expires_at != 0 && token.expires_at <= now() {
+            "expired"
+        } else {
+            return Ok(token);
+        };
+        // From memory it would never be held up.
+        self.cache().tokens.remove(&token.id);
+        Err(self.wrong(&token.id, Some(&token.id), from, ended))
+    }
+
+    async fn verify_anew(&self, bearer: Option<&Bearer>, from: IpAddr) -> Result<Arc<Token>, Error> {
+        let known = match bearer {
+            Some(bearer) if self.is_recorded(&bearer.id).await? => Some(bearer),
+            _ => None,
+        };
+        let id = known.map(|bearer| bearer.id.as_str());
+        let admitted = self.throttle().admit(from, id, Instant::now());
+        admitted.inspect_err(|_| {
+            self.0.metrics.auth_refused("throttled").inc();
+            if let Some(unsaid) = self.throttle().say(from, "throttled", Instant::now()) {
+                tracing::warn!(address = %from, token = id, unsaid, "too many wrong tokens: held up");
+            }
+        })?;
+        match self.look_up(known).await? {
+            Some(token) => Ok(token),
+            None => {
+                let shown_id = bearer.map_or_else(|| "of no known form".into(), |b| shown(&b.id));
+                Err(self.wrong(&shown_id, id, from, if id.is_some() { "wrong" } else { "unknown" }))
+            }
         }
-        if token.expires_at != 0 && token.expires_at <= now() {
-            return Err(self.wrong(&token.id, from, "expired"));
+    }
+
+    /// Whether there is a token of this id, live or not: from memory, so that guesses cost the ledger nothing.
+    async fn is_recorded(&self, id: &str) -> Result<bool, Error> {
+        if let Some(ids) = &self.cache().ids {
+            return Ok(ids.contains(id));
         }
-        Ok(token)
+        // Nothing is created or removed while they are read.
+        let _writing = self.0.writing.lock().await;
+        let ids: HashSet<_> = self.0.ledger.tokens().await?.into_iter().map(|token| token.id).collect();
+        Ok(self.cache().ids.insert(ids).contains(id))
     }
 
     async fn look_up(&self, bearer: Option<&Bearer>) -> Result<Option<Arc<Token>>, Error> {
@@ -177,8 +214,16 @@ impl Auth {
         (read_at.elapsed() < CACHED_FOR).then(|| token.clone())
     }
 
-    fn wrong(&self, id: &str, from: IpAddr, how: &str) -> Error {
-        self.throttle().wrong(from, Instant::now());
+    fn missing(&self, from: IpAddr, what: &'static str) {
+        self.0.metrics.auth_refused("missing").inc();
+        if let Some(unsaid) = self.throttle().say(from, what, Instant::now()) {
+            tracing::info!(address = %from, unsaid, "refused: {what}");
+        }
+    }
+
+    /// `known` is its id where it is that of a recorded token.
+    fn wrong(&self, id: &str, known: Option<&str>, from: IpAddr, how: &str) -> Error {
+        self.throttle().wrong(from, known, Instant::now());
         self.0.metrics.auth_refused("wrong_token").inc();
         tracing::warn!(token = id, address = %from, "a token was refused: {how}");
         // One text for all of them: a guess learns nothing from it.
@@ -214,10 +259,26 @@ impl Auth {
         });
     }
 
+    /// For tests that show many wrong tokens and do not guess.
+    #[cfg(test)]
+    pub fn forgive_all(&self) {
+        *self.throttle() = Throttle::default();
+    }
+
     fn forget(&self, id: &str) {
         let mut cache = self.cache();
         cache.revocations += 1;
         cache.tokens.remove(id);
+    }
+
+    /// Writes a new row. The caller holds `writing`.
+    async fn record(&self, token: Token) -> Result<(), Error> {
+        let id = token.id.clone();
+        self.0.ledger.put_token(token).await?;
+        if let Some(ids) = &mut self.cache().ids {
+            ids.insert(id);
+        }
+        Ok(())
     }
 
     fn cache(&self) -> MutexGuard<'_, Cache> {

@@ -20,6 +20,11 @@ async fn setup() -> Setup {
     let ledger = ledger::open(&directory.path().join("ledger.db")).await.expect("opened");
     let ca = Arc::new(Ca::at(&directory.path().join("ca")).expect("made"));
     let metrics = Arc::new(Metrics::new(&mut Registry::default()));
+    for name in ["demo", "other"] {
+        let name = ProjectName::new(name).expect("a name");
+        let project = ledger::Project { name, quota: Default::default(), created_at: 1 };
+        ledger.put_project(project).await.expect("written");
+    }
     Setup { auth: Auth::new(ledger.clone(), ca, metrics), ledger, directory }
 }
 
@@ -167,6 +172,124 @@ async fn an_expired_token_is_refused() {
 }
 
 #[tokio::test]
+async fn a_token_that_ended_is_held_up_like_a_wrong_one() {
+    let setup = setup().await;
+    let admin = setup.admin().await;
+    let (token, revoked) = setup.create(&admin, Role::Viewer, &[]).await.expect("created");
+    let (_, live) = setup.create(&admin, Role::Viewer, &[]).await.expect("created");
+    setup.auth.revoke_token(&admin, &token.id).await.expect("revoked");
+    for _ in 0..throttle::BURST {
+        assert_eq!(code(setup.call(&revoked).await), Code::AuthInvalid);
+    }
+    assert_eq!(code(setup.call(&revoked).await), Code::AuthTooMany);
+    setup.call(&live).await.expect("another token, seen for the first time");
+}
+
+#[tokio::test]
+async fn a_right_token_gets_through_another_s_guesses_from_the_same_address() {
+    let setup = setup().await;
+    let admin = setup.admin().await;
+    let (token, text) = setup.create(&admin, Role::Viewer, &[]).await.expect("created");
+    for n in 0..throttle::BURST {
+        let guess = format!("cdr_{n:012x}_{}", "0".repeat(64));
+        assert_eq!(code(setup.call(&guess).await), Code::AuthInvalid);
+    }
+    assert_eq!(code(setup.call("cdr_000000000000_").await), Code::AuthTooMany);
+    assert!(setup.auth.cached(&token.id).is_none(), "it was not seen before");
+    setup.call(&text).await.expect("the right one");
+    // Its own wrong secrets do hold it up where nobody has shown the right one of late.
+    setup.auth.forget(&token.id);
+    for _ in 0..throttle::BURST {
+        let guess = format!("cdr_{}_{}", token.id, "0".repeat(64));
+        assert_eq!(code(setup.call(&guess).await), Code::AuthInvalid);
+    }
+    assert_eq!(code(setup.call(&text).await), Code::AuthTooMany);
+}
+
+#[tokio::test]
+async fn guesses_cost_the_ledger_nothing() {
+    let setup = setup().await;
+    setup.admin().await;
+    assert_eq!(
+        code(setup.call(&format!("cdr_{}_{}", "0".repeat(12), "0".repeat(64))).await),
+        Code::AuthInvalid
+    );
+    setup.ledger.close().await;
+    assert_eq!(
+        code(setup.call(&format!("cdr_{}_{}", "1".repeat(12), "0".repeat(64))).await),
+        Code::AuthInvalid
+    );
+}
+
+#[tokio::test]
+async fn a_token_of_a_project_that_is_not_there_is_refused() {
+    let setup = setup().await;
+    let admin = setup.admin().await;
+    let error = setup.create(&admin, Role::Viewer, &["demo", "nowhere"]).await.expect_err("refused");
+    assert_eq!((error.code, error.place.as_str()), (Code::ProjectNotFound, "projects"));
+    assert!(error.hint.contains("project create nowhere"), "{error}");
+    assert_eq!(setup.auth.tokens(&admin).await.expect("read").len(), 1, "one was made");
+}
+
+#[tokio::test]
+async fn invariant_10_a_token_of_a_deleted_project_is_nothing_in_a_new_one_of_its_name() {
+    let setup = setup().await;
+    let admin = setup.admin().await;
+    let demo = ProjectName::new("demo").expect("a name");
+    let (one, only) = setup.create(&admin, Role::Admin, &["demo"]).await.expect("created");
+    let (both, two) = setup.create(&admin, Role::Submitter, &["demo", "other"]).await.expect("created");
+    setup.call(&only).await.expect("live");
+    setup.auth.forget_project(&demo).await.expect("done");
+    setup.call(&only).await.expect("the project is there: nothing is taken");
+    setup.ledger.delete_project(&demo).await.expect("deleted");
+    setup.auth.forget_project(&demo).await.expect("done");
+    let project = ledger::Project { name: demo.clone(), quota: Default::default(), created_at: 2 };
+    setup.ledger.put_project(project).await.expect("made again");
+    assert_eq!(code(setup.call(&only).await), Code::AuthInvalid);
+    let rest = setup.call(&two).await.expect("of another project too");
+    assert!(!rest.sees(&demo) && rest.projects().is_some(), "{rest:?}");
+    assert_ne!(setup.ledger.token(&one.id).await.expect("read").expect("there").revoked_at, 0);
+    assert_eq!(setup.ledger.token(&both.id).await.expect("read").expect("there").revoked_at, 0);
+}
+
+#[tokio::test]
+async fn ended_tokens_are_removed_in_time_and_sooner_where_room_is_needed() {
+    let setup = setup().await;
+    let admin = setup.admin().await;
+    let (kept, _) = setup.create(&admin, Role::Viewer, &[]).await.expect("created");
+    let (recent, _) = setup.create(&admin, Role::Viewer, &[]).await.expect("created");
+    let (old, text) = setup.create(&admin, Role::Viewer, &[]).await.expect("created");
+    let day = 24 * 3_600_000;
+    setup.ledger.put_token(Token { revoked_at: now() - day, ..recent.clone() }).await.expect("written");
+    setup.ledger.put_token(Token { expires_at: now() - 40 * day, ..old.clone() }).await.expect("written");
+    setup.create(&admin, Role::Viewer, &[]).await.expect("created");
+    let ids = async || -> Vec<String> {
+        setup.ledger.tokens().await.expect("read").into_iter().map(|token| token.id).collect()
+    };
+    let left = ids().await;
+    assert!(left.contains(&recent.id) && left.contains(&kept.id) && !left.contains(&old.id), "{left:?}");
+    assert_eq!(code(setup.call(&text).await), Code::AuthInvalid);
+    setup.auth.remove_ended(100 * day, 3).await.expect("one makes room");
+    assert!(!ids().await.contains(&recent.id), "the live ones are three");
+    let full = setup.auth.remove_ended(100 * day, 2).await.expect_err("all of them live");
+    assert_eq!(full.code, Code::BrokerBusy);
+    assert_eq!(ids().await.len(), 3);
+}
+
+#[tokio::test]
+async fn a_revoked_administrators_token_in_the_file_is_not_recorded_anew_once_its_row_is_gone() {
+    let setup = setup().await;
+    let admin = setup.admin().await;
+    let text = std::fs::read_to_string(setup.admin_file()).expect("written");
+    setup.create(&admin, Role::Viewer, &[]).await.expect("created");
+    setup.auth.revoke_token(&admin, &admin.token().id).await.expect("revoked");
+    setup.auth.remove_ended(-1000, 100).await.expect("removed");
+    assert!(setup.ledger.token(&admin.token().id).await.expect("read").is_none());
+    assert_ne!(setup.admin().await.token().id, admin.token().id);
+    assert_eq!(code(setup.call(text.trim()).await), Code::AuthInvalid);
+}
+
+#[tokio::test]
 async fn guessing_is_held_up_and_a_known_token_from_the_same_address_is_not() {
     let setup = setup().await;
     let admin = setup.admin().await;
@@ -307,4 +430,28 @@ async fn a_worker_is_known_by_its_newest_certificate_until_it_is_revoked() {
     assert_eq!(code(setup.worker(&server).await), Code::AuthMissing);
     let nobody = Peer { address: FROM, certificate: None };
     assert_eq!(code(setup.auth.worker(&nobody).await), Code::AuthMissing);
+}
+
+#[tokio::test]
+async fn invariant_10_a_join_token_takes_no_connected_workers_name() {
+    let setup = setup().await;
+    let admin = setup.admin().await;
+    let join = async |name: &str| {
+        let wanted = NewToken { name: name.into(), ..wanted(Role::Worker, &[]) };
+        setup.auth.create_token(&admin, wanted).await.expect("created").1
+    };
+    let first = setup.enroll(&join("any").await, "w1").await.expect("a new name");
+    let second = setup.enroll(&join("any").await, "w1").await.expect("the first answer was lost");
+    assert_eq!(code(setup.worker(&first).await), Code::AuthInvalid);
+    let row = setup.ledger.workers().await.expect("read").swap_remove(0);
+    setup.ledger.put_worker(ledger::Worker { last_seen_at: now(), ..row }).await.expect("written");
+    let thief = join("any").await;
+    let error = setup.enroll(&thief, "w1").await.expect_err("the name is taken");
+    assert_eq!(error.code, Code::AuthDenied);
+    assert!(error.hint.contains("worker token --name w1"), "{error}");
+    setup.worker(&second).await.expect("still the worker");
+    setup.enroll(&thief, "w2").await.expect("the token was left unused");
+    let third = setup.enroll(&join("w1").await, "w1").await.expect("made for it");
+    setup.worker(&third).await.expect("the newest");
+    assert_eq!(code(setup.worker(&second).await), Code::AuthInvalid);
 }

@@ -15,8 +15,10 @@ use crate::{
     ledger::{Role, Token},
 };
 
-/// No more tokens than these are kept, revoked ones included.
+/// No more tokens than these are kept, revoked and expired ones included.
 const MAX_TOKENS: usize = 10_000;
+/// Revoked and expired ones are kept so long, for people who look; sooner gone where the room is needed.
+const KEEP_ENDED_MS: Millis = 30 * 24 * 3_600_000;
 /// A join token lives so long where nothing was said.
 const JOIN_TTL_MS: Millis = 3_600_000;
 /// And never longer: it lies around in an installer's configuration.
@@ -45,9 +47,8 @@ impl Auth {
         allow_create(caller, &wanted)?;
         let ttl = checked_ttl(&wanted)?;
         let _writing = self.0.writing.lock().await;
-        if self.0.ledger.tokens().await?.len() >= MAX_TOKENS {
-            return Err(Error::new(Code::BrokerBusy, format!("there are {MAX_TOKENS} tokens already")));
-        }
+        self.check_projects(&wanted.projects).await?;
+        self.remove_ended(KEEP_ENDED_MS, MAX_TOKENS - 1).await?;
         let (text, id, hash) = secret::new();
         let created_at = now();
         let token = Token {
@@ -61,10 +62,10 @@ impl Auth {
             revoked_at: 0,
             last_used_at: 0,
         };
-        self.0.ledger.put_token(token.clone()).await?;
+        self.record(token.clone()).await?;
         tracing::info!(
-            token = token.id, name = token.name, role = name(token.role), by = caller.token().id,
-            address = %caller.address(), "a token was created"
+            token = token.id, name = token.name, role = name(token.role), projects = listed(&token.projects),
+            by = caller.token().id, by_name = caller.name(), address = %caller.address(), "a token was created"
         );
         let text = match token.role {
             Role::Worker => format!("{text}.{}", self.0.ca.fingerprint()),
@@ -106,10 +107,83 @@ impl Auth {
         self.0.ledger.put_token(revoked.clone()).await?;
         self.forget(&revoked.id);
         tracing::info!(
-            token = revoked.id, name = revoked.name, by = caller.token().id, address = %caller.address(),
-            "a token was revoked"
+            token = revoked.id, name = revoked.name, by = caller.token().id, by_name = caller.name(),
+            address = %caller.address(), "a token was revoked"
         );
         Ok(revoked)
+    }
+
+    /// A name that is typed wrong would be a token for whoever makes that project one day.
+    async fn check_projects(&self, wanted: &[ProjectName]) -> Result<(), Error> {
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let there = self.0.ledger.projects().await?;
+        match wanted.iter().find(|name| there.iter().all(|project| project.name != **name)) {
+            None => Ok(()),
+            Some(name) => Err(Error::new(Code::ProjectNotFound, format!("there is no project {name}"))
+                .at("projects")
+                .hint(format!("coderingctl project create {name}"))),
+        }
+    }
+
+    /// Takes a project that is gone out of every token that is limited to it, and revokes those that have no other:
+    /// whoever makes a project of the same name later owes them nothing. Does nothing where the project is there.
+    ///
+    /// Called after a project was deleted, and again before one is made, since a crash may come in between.
+    ///
+    /// # Errors
+    /// The ledger's.
+    pub async fn forget_project(&self, project: &ProjectName) -> Result<(), Error> {
+        let _writing = self.0.writing.lock().await;
+        if self.0.ledger.projects().await?.iter().any(|there| there.name == *project) {
+            return Ok(());
+        }
+        let limited =
+            self.0.ledger.tokens().await?.into_iter().filter(|token| token.projects.contains(project));
+        // At once, so that they share a write.
+        let changed = limited.map(async |mut token| {
+            match token.projects.as_slice() {
+                // None would mean all: it keeps the name and is revoked.
+                [_] if token.revoked_at == 0 => token.revoked_at = now(),
+                [_] => return Ok(()),
+                _ => token.projects.retain(|name| name != project),
+            }
+            let (id, revoked) = (token.id.clone(), token.revoked_at != 0);
+            self.forget(&id);
+            self.0.ledger.put_token(token).await?;
+            self.forget(&id);
+            tracing::info!(token = id, %project, revoked, "a token lost a project that was deleted");
+            Ok::<(), Error>(())
+        });
+        futures::future::join_all(changed).await.into_iter().collect()
+    }
+
+    /// Removes what ended longer ago than `keep`, and more of it, the longest ended first, until no more than
+    /// `most` are left. The caller holds `writing`.
+    pub(super) async fn remove_ended(&self, keep: Millis, most: usize) -> Result<(), Error> {
+        let tokens = self.0.ledger.tokens().await?;
+        let (all, before) = (tokens.len(), now() - keep);
+        let mut ended: Vec<_> = tokens.into_iter().filter_map(|t| Some((ended_at(&t)?, t.id))).collect();
+        ended.sort();
+        let old = ended.iter().filter(|(at, _)| *at < before).count();
+        ended.truncate(old.max(all.saturating_sub(most)));
+        if all - ended.len() > most {
+            return Err(Error::new(Code::BrokerBusy, format!("there are {all} live tokens already"))
+                .hint("revoke those that nobody needs: coderingctl token list"));
+        }
+        if ended.is_empty() {
+            return Ok(());
+        }
+        let ids: Vec<_> = ended.into_iter().map(|(_, id)| id).collect();
+        self.0.ledger.delete_tokens(ids.clone()).await?;
+        tracing::info!(tokens = ids.len(), "tokens that had ended were removed");
+        let mut cache = self.cache();
+        for id in &ids {
+            cache.tokens.remove(id);
+            cache.ids.as_mut().map(|ids| ids.remove(id));
+        }
+        Ok(())
     }
 
     fn one_of(&self, tokens: Vec<Token>, caller: &Caller, id_or_name: &str) -> Result<Token, Error> {
@@ -141,15 +215,17 @@ impl Auth {
     /// # Errors
     /// The ledger's, or [`Code::ConfigInvalid`] where the file cannot be written.
     pub async fn ensure_admin(&self, path: &Path) -> Result<(), Error> {
+        let _writing = self.0.writing.lock().await;
         let tokens = self.0.ledger.tokens().await?;
-        let lives = |t: &Token| t.revoked_at == 0 && (t.expires_at == 0 || t.expires_at > now());
+        let lives = |t: &Token| ended_at(t).is_none();
         if tokens.iter().any(|t| t.role == Role::Admin && t.projects.is_empty() && lives(t)) {
             return Ok(());
         }
-        // The file comes first: a crash between the two leaves a token that the next start records.
-        let left = std::fs::read_to_string(path).ok();
+        // The file comes first: a crash between the two leaves a token that the next start records. Where tokens were
+        // recorded before, an unknown one in the file may be one that was revoked, and then removed.
+        let left = std::fs::read_to_string(path).ok().filter(|_| tokens.is_empty());
         let unrecorded = left.as_deref().and_then(|text| Bearer::parse(text.trim()));
-        let (id, hash) = match unrecorded.filter(|b| tokens.iter().all(|t| t.id != b.id)) {
+        let (id, hash) = match unrecorded {
             Some(bearer) => (bearer.id, bearer.hash),
             None => {
                 let (text, id, hash) = secret::new();
@@ -172,7 +248,20 @@ impl Auth {
             last_used_at: 0,
         };
         tracing::info!(token = token.id, file = %path.display(), "an administrator's token was made");
-        Ok(self.0.ledger.put_token(token).await?)
+        self.record(token).await
+    }
+}
+
+/// When it was revoked or expired; `None`: it is live.
+fn ended_at(token: &Token) -> Option<Millis> {
+    let expired = (token.expires_at != 0 && token.expires_at <= now()).then_some(token.expires_at);
+    (token.revoked_at != 0).then_some(token.revoked_at).or(expired)
+}
+
+fn listed(projects: &[ProjectName]) -> String {
+    match projects {
+        [] => "all".into(),
+        some => some.iter().map(ProjectName::as_str).collect::<Vec<_>>().join(","),
     }
 }
 

@@ -75,7 +75,7 @@ impl Leases {
 
     /// The lease, if it is live and this worker's.
     pub(super) fn get(&self, token: &LeaseToken, worker: &WorkerName) -> Option<Held> {
-        self.lock().get(token).filter(|held| held.worker() == Some(worker)).cloned()
+        self.update(token, worker, |held| held.clone())
     }
 
     pub(super) fn remove(&self, token: &LeaseToken) -> Option<Held> {
@@ -89,7 +89,18 @@ impl Leases {
         worker: &WorkerName,
         change: impl FnOnce(&mut Held) -> T,
     ) -> Option<T> {
-        self.lock().get_mut(token).filter(|held| held.worker() == Some(worker)).map(change)
+        let mut leases = self.lock();
+        let held = leases.get_mut(token)?;
+        if held.worker() == Some(worker) {
+            return Some(change(held));
+        }
+        // Tokens are random and told to one worker alone: this is no mistake.
+        let owner = held.worker().cloned();
+        let key = held.task.key.clone();
+        drop(leases);
+        let owner = owner.as_ref().map_or("", |owner| owner.as_str());
+        tracing::warn!(%worker, owner, job = %key.job, task = %key.task, "a worker named another's lease: fenced");
+        None
     }
 
     pub(super) fn of_worker(&self, worker: &WorkerName) -> Vec<(LeaseToken, Held)> {

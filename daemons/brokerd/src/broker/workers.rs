@@ -90,9 +90,14 @@ impl Broker {
         let mut view = self.worker(name).await?;
         view.worker.revoked = true;
         self.ledger.put_worker(view.worker.clone()).await?;
+        self.disconnect(name);
+        Ok(view)
+    }
+
+    /// Ends a worker's stream, which its certificate does not stand for any more.
+    pub fn disconnect(&self, name: &WorkerName) {
         if let Some(connected) = self.fleet.lock().get(name) {
             connected.closed.cancel();
         }
-        Ok(view)
     }
 }

@@ -220,11 +220,14 @@ pub trait Ledger: Send + Sync + 'static {
     /// Records or overwrites a token.
     async fn put_token(&self, token: Token) -> Result<()>;
 
-    /// All tokens, newest first (bounded: creating stops at 10,000).
+    /// All tokens, newest first (bounded: of more than 10,000 the ended ones are removed).
     async fn tokens(&self) -> Result<Vec<Token>>;
 
     /// One token.
     async fn token(&self, id: &str) -> Result<Option<Token>>;
+
+    /// Removes tokens by their ids.
+    async fn delete_tokens(&self, ids: Vec<String>) -> Result<()>;
 
     /// Uses up a one-use token: sets `revoked_at` if it was not set. `false`: it was used before.
     async fn spend_token(&self, id: &str, now: Millis) -> Result<bool>;

@@ -547,6 +547,12 @@ impl Ledger for PlainLedger {
         Ok(self.tokens.get(&id.to_owned()))
     }
 
+    async fn delete_tokens(&self, ids: Vec<String>) -> Result<()> {
+        self.wrote();
+        ids.iter().for_each(|id| self.tokens.remove(id));
+        Ok(())
+    }
+
     async fn spend_token(&self, id: &str, now: Millis) -> Result<bool> {
         yield_now().await;
         self.wrote();

@@ -32,7 +32,12 @@ use tonic::{Request, Response, Status, service::Routes};
 use tower_http::timeout::TimeoutBody;
 use tracing::Instrument;
 
-use super::{Api, access, call::Call, rooms::Place};
+use super::{
+    Api,
+    access::{self, Access},
+    call::Call,
+    rooms::Place,
+};
 
 /// Bytes of one message of a user's or of a worker's stream.
 const MESSAGE_BYTES: usize = 4 << 20;
@@ -50,6 +55,11 @@ const MAY_PAUSE: [&str; 3] = [
     "/codering.v1.Workers/Attach",
     "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
 ];
+
+/// These answer once all of a long request is there.
+const MAY_TAKE_LONG: [&str; 2] = ["/codering.v1.Jobs/Submit", REPORT];
+/// Until an answer begins, everywhere else.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -102,19 +112,44 @@ fn bounded_projects() -> ProjectsServer<projects::Service> {
 /// Lets a call in, or answers for it.
 async fn guard(State(api): State<Api>, mut request: HttpRequest, next: Next) -> HttpResponse {
     let method = request.uri().path().to_owned();
-    let peer = request.extensions().get::<Peer>().cloned();
-    let (call, places) = match admit(&api, peer, request.headers(), &method).await {
+    let Some(access) = access::of_method(&method) else {
+        return Status::unimplemented("there is no such method").into_http();
+    };
+    let Some(peer) = request.extensions().get::<Peer>().cloned() else {
+        return Status::internal("a call from nowhere").into_http();
+    };
+    // What is logged of this call says which it is.
+    let span = tracing::info_span!("grpc", method, caller = tracing::field::Empty);
+    let admitted = admit(&api, access, &peer, request.headers(), &method).instrument(span.clone()).await;
+    let (call, places) = match admitted {
         Ok(admitted) => admitted,
         Err(status) => return status.into_http(),
     };
-    let span = tracing::debug_span!("grpc", method, caller = call.shown());
+    span.record("caller", call.shown());
     request.extensions_mut().insert(call);
     if !MAY_PAUSE.contains(&method.as_str()) {
         request = request.map(|body| Body::new(TimeoutBody::new(BODY_PAUSE, body)));
     }
     // A verb that began ends, even where its caller has gone: half of one is what nobody asked for. Its places go
     // with it, so that callers who come and go at once find the room full as well.
-    match tokio::spawn(async move { (next.run(request).instrument(span).await, places) }).await {
+    let verb = tokio::spawn(async move { (next.run(request).instrument(span).await, places) });
+    let answered = if MAY_TAKE_LONG.contains(&method.as_str()) {
+        verb.await
+    } else {
+        match tokio::time::timeout(ANSWER_TIMEOUT, verb).await {
+            Ok(answered) => answered,
+            Err(_) => {
+                tracing::warn!(method, "a call was not answered in time; it goes on");
+                let what = format!(
+                    "there was no answer within {} s; it may come about yet",
+                    ANSWER_TIMEOUT.as_secs()
+                );
+                return refused(Error::new(Code::TimedOut, what).hint("look before you ask again"))
+                    .into_http();
+            }
+        }
+    };
+    match answered {
         Ok((answer, places)) => answer.map(|body| {
             Body::new(body.map_frame(move |frame| {
                 let _held_until_the_answer_is_out = &places;
@@ -130,13 +165,12 @@ async fn guard(State(api): State<Api>, mut request: HttpRequest, next: Next) -> 
 
 async fn admit(
     api: &Api,
-    peer: Option<Peer>,
+    access: Access,
+    peer: &Peer,
     headers: &HeaderMap,
     method: &str,
 ) -> Result<(Call, Vec<Place>), Status> {
-    let access = access::of_method(method).ok_or_else(|| Status::unimplemented("there is no such method"))?;
-    let peer = peer.ok_or_else(|| Status::internal("a call from nowhere"))?;
-    let (call, place) = api.admit(access, &peer, headers).await.map_err(refused)?;
+    let (call, place) = api.admit(access, peer, headers).await.map_err(refused)?;
     let mut places = vec![place];
     if method == REPORT {
         places.push(call.rooms().report().await.map_err(refused)?);

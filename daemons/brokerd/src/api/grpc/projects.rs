@@ -21,7 +21,7 @@ impl Projects for Service {
     ) -> Result<Response<v1::Project>, Status> {
         unary(request, |call, asked| async move {
             let quota = asked.quota.unwrap_or_default().into();
-            let view = call.everywhere()?.create_project(id(&asked.name, "name")?, quota).await?;
+            let view = call.create_project(id(&asked.name, "name")?, quota).await?;
             Ok(views::project(view))
         })
         .await
@@ -53,7 +53,7 @@ impl Projects for Service {
     ) -> Result<Response<v1::DeleteProjectResponse>, Status> {
         unary(request, |call, asked| async move {
             let name = id(&asked.name, "name")?;
-            call.project(&name)?.delete_project(&name, asked.force).await?;
+            call.delete_project(&name, asked.force).await?;
             Ok(v1::DeleteProjectResponse {})
         })
         .await
@@ -66,6 +66,7 @@ impl Projects for Service {
         unary(request, |call, asked| async move {
             let quota = asked.quota.unwrap_or_default().into();
             let view = call.everywhere()?.set_quota(&id(&asked.name, "name")?, quota).await?;
+            call.decided("a quota was set", view.project.name.as_str());
             Ok(views::project(view))
         })
         .await

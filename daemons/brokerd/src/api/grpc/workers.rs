@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use codering_core::{Code, Error, LeaseToken};
+use codering_core::{Code, Error, LeaseToken, WorkerName};
 use codering_proto::{
     convert::id,
     v1::{self, from_worker, workers_server::Workers},
@@ -49,7 +49,9 @@ impl Workers for Service {
 
     async fn pause(&self, request: Request<v1::PauseWorkerRequest>) -> Result<Response<v1::Worker>, Status> {
         unary(request, |call, asked| async move {
-            Ok(views::worker(call.everywhere()?.pause_worker(&id(&asked.name, "name")?, true).await?))
+            let worker = call.everywhere()?.pause_worker(&id(&asked.name, "name")?, true).await?;
+            call.decided("a worker was paused", worker.worker.name.as_str());
+            Ok(views::worker(worker))
         })
         .await
     }
@@ -59,7 +61,9 @@ impl Workers for Service {
         request: Request<v1::ResumeWorkerRequest>,
     ) -> Result<Response<v1::Worker>, Status> {
         unary(request, |call, asked| async move {
-            Ok(views::worker(call.everywhere()?.pause_worker(&id(&asked.name, "name")?, false).await?))
+            let worker = call.everywhere()?.pause_worker(&id(&asked.name, "name")?, false).await?;
+            call.decided("a worker was resumed", worker.worker.name.as_str());
+            Ok(views::worker(worker))
         })
         .await
     }
@@ -69,7 +73,9 @@ impl Workers for Service {
         request: Request<v1::RevokeWorkerRequest>,
     ) -> Result<Response<v1::Worker>, Status> {
         unary(request, |call, asked| async move {
-            Ok(views::worker(call.everywhere()?.revoke_worker(&id(&asked.name, "name")?).await?))
+            let worker = call.everywhere()?.revoke_worker(&id(&asked.name, "name")?).await?;
+            call.decided("a worker was revoked", worker.worker.name.as_str());
+            Ok(views::worker(worker))
         })
         .await
     }
@@ -79,9 +85,12 @@ impl Workers for Service {
         request: Request<v1::EnrollRequest>,
     ) -> Result<Response<v1::EnrollResponse>, Status> {
         unary(request, |call, asked| async move {
-            let worker = id(&asked.worker, "worker")?;
-            let from = call.peer().address;
-            let enrolled = call.enrolment()?.enroll(&asked.join_token, worker, &asked.csr_pem, from).await?;
+            let worker: WorkerName = id(&asked.worker, "worker")?;
+            let (from, (auth, broker)) = (call.peer().address, call.enrolment()?);
+            let enrolled = auth.enroll(&asked.join_token, worker.clone(), &asked.csr_pem, from).await?;
+            if enrolled.replaced {
+                broker.disconnect(&worker);
+            }
             Ok(v1::EnrollResponse {
                 certificate_pem: enrolled.certificate_pem,
                 ca_pem: enrolled.ca_pem,

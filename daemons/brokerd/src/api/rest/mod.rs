@@ -61,11 +61,19 @@ async fn guard(
     let Some(peer) = peer else {
         return Problem(Error::new(Code::Internal, "a call from nowhere")).into_response();
     };
-    let (call, place) = match api.admit(route.access, &peer, request.headers()).await {
+    // What is logged of this call says which it is.
+    let span = tracing::info_span!(
+        "rest",
+        method = route.verb.key(),
+        route = route.path,
+        caller = tracing::field::Empty
+    );
+    let admitted = api.admit(route.access, &peer, request.headers()).instrument(span.clone()).await;
+    let (call, place) = match admitted {
         Ok(admitted) => admitted,
         Err(error) => return Problem(error).into_response(),
     };
-    let span = tracing::debug_span!("rest", route = route.path, caller = call.shown());
+    span.record("caller", call.shown());
     request.extensions_mut().insert(call);
     // A verb that began ends, even where its caller has gone: half of one is what nobody asked for. Its place goes with
     // it, so that callers who come and go at once find the room full as well.
@@ -95,7 +103,8 @@ async fn guard_metrics(State(api): State<Api>, request: Request, next: Next) -> 
     let Some(peer) = peer else {
         return Problem(Error::new(Code::Internal, "a call from nowhere")).into_response();
     };
-    match api.admit(Access::Everywhere(Role::Viewer), &peer, request.headers()).await {
+    let span = tracing::info_span!("rest", method = "get", route = "/metrics");
+    match api.admit(Access::Everywhere(Role::Viewer), &peer, request.headers()).instrument(span).await {
         Ok(_) => next.run(request).await,
         Err(error) => Problem(error).into_response(),
     }

@@ -46,7 +46,7 @@ pub(super) struct Requeue {
 }
 
 pub(super) async fn create(call: Call, Json(asked): Json<Create>) -> Result<Response, Problem> {
-    let view = call.everywhere()?.create_project(id(&asked.name, "name")?, asked.quota).await?;
+    let view = call.create_project(id(&asked.name, "name")?, asked.quota).await?;
     Ok((StatusCode::CREATED, Answer(views::project(view))).into_response())
 }
 
@@ -67,7 +67,7 @@ pub(super) async fn delete(
     Asked(how): Asked<Delete>,
 ) -> Result<StatusCode, Problem> {
     let name = input::project(&name)?;
-    call.project(&name)?.delete_project(&name, how.force).await?;
+    call.delete_project(&name, how.force).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -77,7 +77,9 @@ pub(super) async fn set_quota(
     Json(quota): Json<Quota>,
 ) -> Result<Answer<v1::Project>, Problem> {
     let broker = call.everywhere()?;
-    Ok(Answer(views::project(broker.set_quota(&input::project(&name)?, quota).await?)))
+    let view = broker.set_quota(&input::project(&name)?, quota).await?;
+    call.decided("a quota was set", view.project.name.as_str());
+    Ok(Answer(views::project(view)))
 }
 
 pub(super) async fn dead(

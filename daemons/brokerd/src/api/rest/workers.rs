@@ -19,13 +19,19 @@ pub(super) async fn get(call: Call, Named(name): Named<String>) -> Result<Answer
 }
 
 pub(super) async fn pause(call: Call, Named(name): Named<String>) -> Result<Answer<v1::Worker>, Problem> {
-    Ok(Answer(views::worker(call.everywhere()?.pause_worker(&input::worker(&name)?, true).await?)))
+    let worker = call.everywhere()?.pause_worker(&input::worker(&name)?, true).await?;
+    call.decided("a worker was paused", worker.worker.name.as_str());
+    Ok(Answer(views::worker(worker)))
 }
 
 pub(super) async fn resume(call: Call, Named(name): Named<String>) -> Result<Answer<v1::Worker>, Problem> {
-    Ok(Answer(views::worker(call.everywhere()?.pause_worker(&input::worker(&name)?, false).await?)))
+    let worker = call.everywhere()?.pause_worker(&input::worker(&name)?, false).await?;
+    call.decided("a worker was resumed", worker.worker.name.as_str());
+    Ok(Answer(views::worker(worker)))
 }
 
 pub(super) async fn revoke(call: Call, Named(name): Named<String>) -> Result<Answer<v1::Worker>, Problem> {
-    Ok(Answer(views::worker(call.everywhere()?.revoke_worker(&input::worker(&name)?).await?)))
+    let worker = call.everywhere()?.revoke_worker(&input::worker(&name)?).await?;
+    call.decided("a worker was revoked", worker.worker.name.as_str());
+    Ok(Answer(views::worker(worker)))
 }

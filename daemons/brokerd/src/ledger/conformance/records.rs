@@ -73,6 +73,8 @@ async fn tokens(ledger: &dyn Ledger) {
     tokens[0].name = "renamed".into();
     ledger.put_token(tokens[0].clone()).await.unwrap();
     assert_eq!(ledger.token("t0").await.unwrap(), Some(tokens[0].clone()));
+    ledger.delete_tokens(vec!["t1".into(), "none".into(), "t3".into()]).await.unwrap();
+    assert_eq!(ledger.tokens().await.unwrap(), [tokens[0].clone(), tokens[2].clone()]);
 }
 
 async fn workers(ledger: &dyn Ledger) {

@@ -272,6 +272,10 @@ impl Ledger for SqliteLedger {
         records::token(&self.readers, id).await.map_err(failed)
     }
 
+    async fn delete_tokens(&self, ids: Vec<String>) -> Result<()> {
+        self.writer.write(ids, |ids, batch| Box::pin(records::delete_tokens(batch, ids))).await
+    }
+
     async fn spend_token(&self, id: &str, now: Millis) -> Result<bool> {
         let data = (id.to_owned(), now);
         self.writer.write(data, |(id, now), batch| Box::pin(records::spend_token(batch, id, *now))).await

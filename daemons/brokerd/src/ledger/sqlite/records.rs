@@ -122,6 +122,13 @@ pub(super) async fn token(readers: &SqlitePool, id: &str) -> sqlx::Result<Option
     row.as_ref().map(token_of).transpose()
 }
 
+pub(super) async fn delete_tokens(batch: &mut Batch, ids: &[String]) -> sqlx::Result<()> {
+    for id in ids {
+        sqlx::query("DELETE FROM tokens WHERE id = ?").bind(id).execute(&mut batch.connection).await?;
+    }
+    Ok(())
+}
+
 pub(super) async fn spend_token(batch: &mut Batch, id: &str, now: Millis) -> sqlx::Result<bool> {
     let done = sqlx::query("UPDATE tokens SET revoked_at = ? WHERE id = ? AND revoked_at = 0")
         .bind(now)
