@@ -6,4 +6,5 @@ mod openapi;
 mod rabbit;
 mod rest;
 mod rig;
+mod roles;
 mod workers;

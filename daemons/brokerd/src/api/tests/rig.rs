@@ -143,6 +143,20 @@ impl Rig {
         address
     }
 
+    /// REST's listener, without TLS as on loopback.
+    pub async fn serve_rest(&self) -> SocketAddr {
+        let listener = listen::bind(([127, 0, 0, 1], 0).into()).await.expect("bound");
+        let address = listener.local_addr().expect("bound");
+        tokio::spawn(listen::serve(
+            listener,
+            None,
+            self.rest.clone(),
+            Bounds::default(),
+            self.shutdown.clone(),
+        ));
+        address
+    }
+
     /// A channel without a certificate, or with that of a worker: chain and key.
     pub fn channel(&self, address: SocketAddr, identity: Option<(&str, &str)>) -> Channel {
         let identity = identity.map(|(chain, key)| (chain.as_bytes(), key.as_bytes()));

@@ -15,13 +15,15 @@ use tonic::{Streaming, transport::Channel};
 use super::rig::{BOUND, Rig, job, until};
 use crate::ledger::Role;
 
-struct Worker {
-    client: WorkersClient<Channel>,
+pub(super) struct Worker {
+    pub client: WorkersClient<Channel>,
+    pub hears: Streaming<v1::ToWorker>,
+    /// What it said to hold, and does not.
+    pub fenced: Vec<String>,
     say: mpsc::Sender<v1::FromWorker>,
-    hears: Streaming<v1::ToWorker>,
 }
 
-async fn enrolled(rig: &Rig, address: std::net::SocketAddr, name: &str) -> WorkersClient<Channel> {
+pub(super) async fn enrolled(rig: &Rig, address: std::net::SocketAddr, name: &str) -> WorkersClient<Channel> {
     let join_token = rig.token(Role::Worker, &[]).await;
     let (csr_pem, key) = tls::csr(&name.parse().expect("valid")).expect("made");
     let mut anyone = WorkersClient::new(rig.channel(address, None));
@@ -33,18 +35,27 @@ async fn enrolled(rig: &Rig, address: std::net::SocketAddr, name: &str) -> Worke
         .max_encoding_message_size(128 << 20)
 }
 
-async fn attached(mut client: WorkersClient<Channel>) -> Worker {
+async fn attached(client: WorkersClient<Channel>) -> Worker {
+    attached_with(client, Vec::new()).await
+}
+
+/// Says that it holds these leases.
+pub(super) async fn attached_with(mut client: WorkersClient<Channel>, held_tokens: Vec<String>) -> Worker {
     let (say, said) = mpsc::channel(16);
-    let hello = v1::Hello { slots: 2, version: "test".into(), ..Default::default() };
+    let hello = v1::Hello { slots: 2, version: "test".into(), held_tokens, ..Default::default() };
     say.send(v1::FromWorker { message: Some(from_worker::Message::Hello(hello)) }).await.expect("room");
     let mut hears = client.attach(ReceiverStream::new(said)).await.expect("attached").into_inner();
     let first = hears.message().await.expect("open").expect("a message").message;
-    assert!(matches!(first, Some(to_worker::Message::Welcome(_))), "{first:?}");
-    Worker { client, say, hears }
+    let Some(to_worker::Message::Welcome(welcome)) = first else { panic!("no welcome: {first:?}") };
+    Worker { client, hears, fenced: welcome.fenced_tokens, say }
 }
 
 impl Worker {
-    async fn assignment(&mut self) -> v1::Assignment {
+    pub async fn tell(&self, message: from_worker::Message) {
+        self.say.send(v1::FromWorker { message: Some(message) }).await.expect("room");
+    }
+
+    pub async fn assignment(&mut self) -> v1::Assignment {
         let wait = async {
             loop {
                 let message = self.hears.message().await.expect("open").expect("a message").message;
@@ -56,7 +67,7 @@ impl Worker {
         tokio::time::timeout(BOUND, wait).await.expect("an assignment")
     }
 
-    async fn report(&mut self, assignment: &v1::Assignment, stdout: Vec<u8>) -> bool {
+    pub async fn report(&mut self, assignment: &v1::Assignment, stdout: Vec<u8>) -> bool {
         let result = v1::TaskResult {
             project: assignment.project.clone(),
             job_id: assignment.job_id.clone(),
