@@ -45,7 +45,7 @@ pub struct Setup {
     pub host: IpAddr,
     /// More of brokerd.toml.
     pub broker: String,
-    /// More of each workerd.toml.
+    /// More of each workerd.toml; those that are there already stay as they are.
     pub worker: String,
     /// More of brokerd's environment.
     pub broker_environment: Vec<(OsString, OsString)>,
@@ -196,6 +196,11 @@ impl Fleet {
     /// The address of the RabbitMQ behind it, if it is that.
     pub fn rabbitmq(&self) -> Option<String> {
         self.setup.rabbitmq.clone().or_else(|| self.vhost.as_ref().map(Vhost::url))
+    }
+
+    /// How the workers are set up that are started from now on.
+    pub fn setup(&mut self) -> &mut Setup {
+        &mut self.setup
     }
 
     /// The broker's configuration file.
@@ -467,7 +472,7 @@ pub fn get(at: SocketAddr, path: &str) -> Option<String> {
 }
 
 /// A free port below those that the kernel gives to outgoing connections: a restart must find it free again.
-fn free_port(host: IpAddr) -> SocketAddr {
+pub fn free_port(host: IpAddr) -> SocketAddr {
     let mut random = [0; 2];
     let mut source = File::open("/dev/urandom").unwrap();
     for _ in 0..1000 {

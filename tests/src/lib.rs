@@ -5,17 +5,26 @@
 
 mod ctl;
 mod dev;
+mod faketime;
 pub mod fixture;
 pub mod fleet;
+mod network;
 mod process;
+mod proxy;
+mod rabbitmq;
 mod services;
+pub mod verdict;
 
 use std::path::{Path, PathBuf};
 
 pub use ctl::Ctl;
 pub use dev::{Backend, Dev};
-pub use fleet::{Fleet, Setup};
+pub use faketime::Faketime;
+pub use fleet::{Fleet, Setup, free_port};
+pub use network::Namespace;
 pub use process::{Ran, run, wait_for};
+pub use proxy::{Manner, Proxy, Way};
+pub use rabbitmq::Node;
 pub use services::Vhost;
 
 /// The repository's root.

@@ -74,11 +74,16 @@ impl Drop for Vhost {
 }
 
 fn command(args: &[&str]) -> Command {
+    as_root("rabbitmqctl", args)
+}
+
+/// A program as root, by sudo where the test is not.
+pub(crate) fn as_root(program: &str, args: &[&str]) -> Command {
     let mut command = if rustix::process::geteuid().is_root() {
-        Command::new("rabbitmqctl")
+        Command::new(program)
     } else {
         let mut sudo = Command::new("sudo");
-        sudo.args(["--non-interactive", "rabbitmqctl"]);
+        sudo.args(["--non-interactive", program]);
         sudo
     };
     command.args(args);
