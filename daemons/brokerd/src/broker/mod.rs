@@ -17,6 +17,7 @@ mod outbox;
 mod projects;
 mod queues;
 mod reconcile;
+mod refill;
 mod reports;
 mod scheduler;
 mod settings;
@@ -108,6 +109,9 @@ impl Broker {
             tracker: TaskTracker::new(),
         }));
         broker.load().await?;
+        if let Err(error) = broker.refill().await {
+            tracing::warn!(%error, "the queue backend is looked at again later");
+        }
         broker.spawn(broker.clone().publish_tasks());
         broker.spawn(broker.clone().publish_results());
         broker.spawn(broker.clone().dispatch_loop());

@@ -16,7 +16,7 @@ use codering_core::{
     time::Millis,
 };
 use futures::{StreamExt, stream};
-use tokio::sync::watch;
+use tokio::sync::{RwLock, watch};
 
 use super::{Broker, change::Ended, now};
 use crate::{
@@ -35,11 +35,18 @@ pub(super) struct Outbox {
     due: Mutex<BTreeMap<ProjectName, Millis>>,
     tasks: tokio::sync::Notify,
     results: watch::Sender<u64>,
+    /// Read while messages are put and marked as published: whoever has written it knows that every mark before is made.
+    pub(super) marking: RwLock<()>,
 }
 
 impl Default for Outbox {
     fn default() -> Self {
-        Self { due: Mutex::default(), tasks: tokio::sync::Notify::new(), results: watch::Sender::new(0) }
+        Self {
+            due: Mutex::default(),
+            tasks: tokio::sync::Notify::new(),
+            results: watch::Sender::new(0),
+            marking: RwLock::default(),
+        }
     }
 }
 
@@ -110,6 +117,7 @@ impl Broker {
     }
 
     async fn publish_batch(&self, project: &ProjectName) -> Result<usize, Error> {
+        let _marking = self.outbox.marking.read().await;
         let tasks = self.ledger.unpublished(project, now(), BATCH).await?;
         let found = tasks.len();
         let todo = QueueName::todo(project);
@@ -159,6 +167,7 @@ impl Broker {
     }
 
     async fn publish_result_batch(&self) -> Result<usize, Error> {
+        let _marking = self.outbox.marking.read().await;
         let results = self.ledger.unpublished_results(BATCH).await?;
         let found = results.len();
         if found == 0 {

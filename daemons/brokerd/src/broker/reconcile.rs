@@ -83,6 +83,7 @@ impl Broker {
             self.settle_job(&job).await;
         }
         if self.queues.connected().is_ok() {
+            self.refill().await?;
             self.ensure_recorded_queues().await?;
             for project in self.projects.names() {
                 self.find_lost_messages(&project, suspects).await?;
@@ -145,6 +146,11 @@ impl Broker {
             project = %project, expected, found,
             "the queue has fewer messages than the ledger has tasks for it: they are published again"
         );
+        self.unpublish_tasks(project).await
+    }
+
+    /// All that waits on a project's todo queue, as far as the ledger knows, is to be published anew.
+    pub(super) async fn unpublish_tasks(&self, project: &ProjectName) -> Result<(), Error> {
         let mut after = None;
         loop {
             let page = self.ledger.published(project, after, 1000).await?;

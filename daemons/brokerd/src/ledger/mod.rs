@@ -183,6 +183,9 @@ pub trait Ledger: Send + Sync + 'static {
     /// Marks results as published, each by its attempt: one that was recorded since is another result.
     async fn mark_results_published(&self, results: Vec<(TaskKey, u32)>) -> Result<()>;
 
+    /// Takes that mark from the results of these tasks; a task without a result is left alone.
+    async fn unpublish_results(&self, tasks: Vec<TaskKey>) -> Result<()>;
+
     /// The attempts that ended, oldest first.
     async fn attempts(&self, key: &TaskKey) -> Result<Vec<Attempt>>;
 

@@ -38,6 +38,9 @@ pub(super) async fn suite(subjects: Subjects) {
     the_bell_rings_when_another_puts(&*queues, &*foreign).await;
     ten_thousand_messages_come_through_once_each(&queues).await;
     a_full_queue_refuses_and_the_done_queue_drops_its_oldest(&*small).await;
+    queues.remember().await.expect("remember");
+    queues.remember().await.expect("once more");
+    assert!(!queues.is_blank().await.expect("answered"), "it was told to remember");
     assert_eq!(queues.connected(), Ok(()));
 }
 

@@ -159,6 +159,13 @@ pub trait Queues: Send + Sync + 'static {
     /// the value counts, its reader looks at every queue that it cares for.
     fn bell(&self) -> watch::Receiver<u64>;
 
+    /// Whether the backend does not know this broker: it is new, or it lost its data. `false` only after
+    /// [`Queues::remember`].
+    async fn is_blank(&self) -> Result<bool>;
+
+    /// From now on the backend knows this broker, for as long as it keeps its data.
+    async fn remember(&self) -> Result<()>;
+
     /// Whether the backend answers right now, and if not, why.
     fn connected(&self) -> std::result::Result<(), String>;
 

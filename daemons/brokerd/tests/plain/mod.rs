@@ -461,6 +461,19 @@ impl Ledger for PlainLedger {
         Ok(())
     }
 
+    async fn unpublish_results(&self, tasks: Vec<TaskKey>) -> Result<()> {
+        for key in tasks {
+            self.tasks.change(&key, |row| {
+                if row.result.is_some() && row.unpublished.is_none() {
+                    row.unpublished = Some(self.recorded.fetch_add(1, Ordering::Relaxed));
+                }
+            });
+            self.wrote();
+            yield_now().await;
+        }
+        Ok(())
+    }
+
     async fn attempts(&self, key: &TaskKey) -> Result<Vec<Attempt>> {
         let row = self.tasks.get(key).filter(|_| self.visible(&key.job).is_some());
         let mut attempts = row.map(|row| row.attempts).unwrap_or_default();

@@ -47,6 +47,14 @@ pub(super) async fn suite(ledger: &dyn Ledger) {
     assert_eq!(ours().await.iter().map(|result| result.task.as_str()).collect::<Vec<_>>(), ["1"]);
     ledger.mark_results_published(Vec::new()).await.unwrap();
 
+    // And unmarked again: each once, those of tasks without a result not at all.
+    ledger.unpublish_results(vec![key.clone(), super::key(&job, 1), super::key(&job, 2)]).await.unwrap();
+    let mut again: Vec<_> = ours().await.iter().map(|result| result.task.to_string()).collect();
+    again.sort();
+    assert_eq!(again, ["0", "1"]);
+    ledger.mark_results_published(vec![(key.clone(), full.attempt)]).await.unwrap();
+    assert_eq!(ours().await.len(), 1);
+
     // A task that runs again has no result; its attempts stay.
     step(ledger, &key, Event::Retry, Record::Forget).await;
     assert_eq!(ledger.result(&key).await.unwrap(), None);

@@ -219,6 +219,13 @@ impl Ledger for SqliteLedger {
             .await
     }
 
+    async fn unpublish_results(&self, tasks: Vec<TaskKey>) -> Result<()> {
+        let weight = tasks.len();
+        self.writer
+            .write_heavy(tasks, weight, |tasks, batch| Box::pin(results::unpublish(batch, tasks)))
+            .await
+    }
+
     async fn attempts(&self, key: &TaskKey) -> Result<Vec<Attempt>> {
         results::attempts(&self.readers, key).await.map_err(failed)
     }

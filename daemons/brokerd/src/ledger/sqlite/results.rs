@@ -106,6 +106,20 @@ pub(super) async fn mark_published(batch: &mut Batch, results: &[(TaskKey, u32)]
     .map(drop)
 }
 
+pub(super) async fn unpublish(batch: &mut Batch, tasks: &[TaskKey]) -> sqlx::Result<()> {
+    let which: Vec<_> = tasks.iter().map(|key| (key.job.as_str(), key.task.as_str())).collect();
+    sqlx::query(
+        "INSERT OR IGNORE INTO unpublished_results (task)
+         SELECT r.task FROM json_each(?) e CROSS JOIN jobs j ON j.id = e.value ->> 0
+         CROSS JOIN tasks t ON t.job = j.number AND t.id = e.value ->> 1
+         CROSS JOIN results r ON r.task = t.number",
+    )
+    .bind(json(&which)?)
+    .execute(&mut batch.connection)
+    .await
+    .map(drop)
+}
+
 pub(super) async fn attempts(readers: &SqlitePool, key: &TaskKey) -> sqlx::Result<Vec<Attempt>> {
     let rows = sqlx::query(
         "SELECT a.attempt, a.worker, a.leased_at, a.finished_at, a.outcome, a.message

@@ -19,7 +19,7 @@ mod tests;
 use std::{
     collections::{HashMap, HashSet},
     fs::File,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
     time::Duration,
 };
@@ -76,6 +76,8 @@ pub struct Embedded {
     ops: mpsc::Sender<Op>,
     readers: SqlitePool,
     max_message_bytes: usize,
+    /// There from the first [`Queues::remember`] on, for as long as `queue.db` is.
+    known: PathBuf,
     /// Held while open: the counters are this process's own.
     _lock: File,
 }
@@ -90,6 +92,11 @@ pub(super) async fn open(directory: &Path, config: &QueueConfig) -> Result<Share
         .map_err(|e| say("cannot make its lock", e.to_string()))?;
     lock.try_lock().map_err(|e| say("another process has it open", e.to_string()))?;
 
+    let known = directory.join("queue.known");
+    if !directory.join("queue.db").exists() && known.exists() {
+        std::fs::remove_file(&known)
+            .map_err(|e| say("cannot remove queue.known beside it", e.to_string()))?;
+    }
     let options = SqliteConnectOptions::new()
         .filename(directory.join("queue.db"))
         .create_if_missing(true)
@@ -116,7 +123,8 @@ pub(super) async fn open(directory: &Path, config: &QueueConfig) -> Result<Share
         .map_err(|e| say("cannot read it", e.to_string()))?;
     tokio::spawn(writer.run());
     let max_message_bytes = usize::try_from(config.max_message_bytes).unwrap_or(usize::MAX);
-    let queues = std::sync::Arc::new(Embedded { shared, ops, readers, max_message_bytes, _lock: lock });
+    let queues =
+        std::sync::Arc::new(Embedded { shared, ops, readers, max_message_bytes, known, _lock: lock });
     // What a delete of an earlier run did not finish.
     while queues.call(|reply| Op::Sweep { reply }).await? {}
     Ok(queues)
@@ -220,6 +228,15 @@ impl Queues for Embedded {
 
     fn bell(&self) -> watch::Receiver<u64> {
         self.shared.bell.subscribe()
+    }
+
+    async fn is_blank(&self) -> Result<bool> {
+        Ok(!self.known.exists())
+    }
+
+    async fn remember(&self) -> Result<()> {
+        let failed = |e| QueueError::Unavailable(format!("{}: {e}", self.known.display()));
+        std::fs::write(&self.known, "").map_err(failed)
     }
 
     fn connected(&self) -> std::result::Result<(), String> {

@@ -26,6 +26,23 @@ async fn the_embedded_backend_conforms() {
 }
 
 #[tokio::test]
+async fn it_is_blank_until_it_is_told_to_remember_and_again_when_its_file_is_gone() {
+    let directory = tempfile::tempdir().expect("directory");
+    for _ in 0..2 {
+        let queues = open_at(directory.path()).await;
+        assert!(queues.is_blank().await.expect("answered"));
+        queues.remember().await.expect("remember");
+        queues.close().await;
+        drop(queues);
+        let queues = open_at(directory.path()).await;
+        assert!(!queues.is_blank().await.expect("answered"), "a restart forgets nothing");
+        queues.close().await;
+        drop(queues);
+        std::fs::remove_file(directory.path().join("queue.db")).expect("there");
+    }
+}
+
+#[tokio::test]
 async fn what_was_taken_and_not_settled_is_back_after_a_restart_and_marked() {
     let directory = tempfile::tempdir().expect("directory");
     let queue = name("p.todo");

@@ -91,6 +91,12 @@ pub(super) fn dead_exchange(prefix: &str) -> ShortString {
     wire_text(prefix, "codering.dead")
 }
 
+/// The exchange that says that RabbitMQ still has what this broker gave it. Clients make queues again that they miss,
+/// so a queue that is there says nothing; nobody else makes this one.
+pub(super) fn known_exchange(prefix: &str) -> ShortString {
+    wire_text(prefix, "codering.known")
+}
+
 /// A queue's name on the wire.
 pub(super) fn wire_name(prefix: &str, queue: &QueueName) -> ShortString {
     wire_text(prefix, queue.as_str())

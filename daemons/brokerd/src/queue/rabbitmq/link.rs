@@ -167,6 +167,32 @@ impl Link {
             .await
     }
 
+    /// Whether there is an exchange of this name.
+    pub(super) async fn has_exchange(&self, name: ShortString) -> Result<bool> {
+        let options = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
+        match self.exchange(name, options).await {
+            Ok(()) => Ok(true),
+            Err(QueueError::NotFound(_)) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Makes a durable exchange that nothing is bound to.
+    pub(super) async fn make_exchange(&self, name: ShortString) -> Result<()> {
+        let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+        self.exchange(name, options).await
+    }
+
+    async fn exchange(&self, name: ShortString, options: ExchangeDeclareOptions) -> Result<()> {
+        // Only its error would name a queue.
+        let none = QueueName::new("codering.known").map_err(|e| QueueError::Unavailable(e.to_string()))?;
+        self.control
+            .ask(&self.connection, &none, |channel| async move {
+                channel.exchange_declare(name, ExchangeKind::Fanout, options, FieldTable::default()).await
+            })
+            .await
+    }
+
     pub(super) async fn delete(&self, queue: &QueueName, name: &ShortString) -> Result<()> {
         self.control
             .ask(&self.connection, queue, |channel| async move {

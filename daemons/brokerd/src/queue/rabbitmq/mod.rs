@@ -210,6 +210,14 @@ impl Queues for RabbitMq {
         self.shared.bell.subscribe()
     }
 
+    async fn is_blank(&self) -> Result<bool> {
+        Ok(!self.shared.link()?.has_exchange(letters::known_exchange(&self.shared.prefix)).await?)
+    }
+
+    async fn remember(&self) -> Result<()> {
+        self.shared.link()?.make_exchange(letters::known_exchange(&self.shared.prefix)).await
+    }
+
     fn connected(&self) -> std::result::Result<(), String> {
         self.shared.trouble().map_or(Ok(()), Err)
     }
