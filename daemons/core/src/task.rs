@@ -138,9 +138,12 @@ pub enum Refusal {
     Unchanged,
 }
 
+/// No task waits longer than this to be published again.
+pub const LONGEST_PAUSE_MS: Millis = 30_000;
+
 /// The pause before a task is published again after our `failures`th failure, in milliseconds.
 pub fn infrastructure_backoff_ms(failures: u32) -> Millis {
-    (500 << failures.min(6)).min(30_000)
+    (500 << failures.min(6)).min(LONGEST_PAUSE_MS)
 }
 
 impl Progress {

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use codering_core::{
     Code, Error, ProjectName, QueueName,
     message::{DoneMessage, TodoMessage},
-    task::Event,
+    task::{Event, LONGEST_PAUSE_MS},
     time::Millis,
 };
 use futures::{StreamExt, stream};
@@ -79,8 +79,10 @@ impl Outbox {
     /// The projects that are due, and how long until the next one is.
     fn take_due(&self, now: Millis) -> (Vec<ProjectName>, Duration) {
         let mut due = self.lock();
-        let ready: Vec<_> = due.iter().filter(|(_, at)| **at <= now).map(|(name, _)| name.clone()).collect();
-        due.retain(|_, at| *at > now);
+        // What is further ahead than any pause was noted under a clock that has been set back since.
+        let is_due = |at: Millis| at <= now || at > now + LONGEST_PAUSE_MS;
+        let ready: Vec<_> = due.iter().filter(|(_, at)| is_due(**at)).map(|(name, _)| name.clone()).collect();
+        due.retain(|_, at| !is_due(*at));
         let next = due
             .values()
             .min()
@@ -198,5 +200,19 @@ impl Broker {
             }
             answer => answer,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_noted_before_the_clock_was_set_back_by_an_hour_does_not_wait_for_an_hour() {
+        let (outbox, project) = (Outbox::default(), ProjectName::new("p").expect("valid"));
+        let now = 1_763_722_560_000;
+        outbox.ring_at(&project, now + LONGEST_PAUSE_MS);
+        assert_eq!(outbox.take_due(now).0, []);
+        assert_eq!(outbox.take_due(now - 3_600_000).0, [project]);
     }
 }

@@ -146,7 +146,8 @@ pub trait Ledger: Send + Sync + 'static {
         limit: u32,
     ) -> Result<Vec<Task>>;
 
-    /// Ready, unpublished tasks of a project whose time has come and whose job is not paused, oldest first.
+    /// Ready, unpublished tasks of a project whose time has come and whose job is not paused, oldest first. A time
+    /// further ahead than any pause was written under a clock that has been set back since: it has come too.
     async fn unpublished(&self, project: &ProjectName, now: Millis, limit: u32) -> Result<Vec<Task>>;
 
     /// Projects that have ready, unpublished tasks of unpaused jobs, with the earliest `not_before` of each.

@@ -15,7 +15,9 @@ use std::{
 use async_trait::async_trait;
 use codering_brokerd::ledger::*;
 use codering_core::{
-    JobId, Outcome, ProjectName, QueueName, TaskId, TaskKey, TaskResult, job::TaskCounts, task::State,
+    JobId, Outcome, ProjectName, QueueName, TaskId, TaskKey, TaskResult,
+    job::TaskCounts,
+    task::{LONGEST_PAUSE_MS, State},
     time::Millis,
 };
 use tokio::task::yield_now;
@@ -386,7 +388,10 @@ impl Ledger for PlainLedger {
     }
 
     async fn unpublished(&self, project: &ProjectName, now: Millis, limit: u32) -> Result<Vec<Task>> {
-        let due = |row: &TaskRow| row.task.project == *project && row.due().is_some_and(|(at, _)| at <= now);
+        let due = |row: &TaskRow| {
+            row.task.project == *project
+                && row.due().is_some_and(|(at, _)| at <= now || at > now + LONGEST_PAUSE_MS)
+        };
         Ok(tasks_page(self.unpublished_rows(due).await, limit))
     }
 

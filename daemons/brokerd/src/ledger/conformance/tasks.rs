@@ -1,5 +1,7 @@
 //! Tasks by where they stand.
 
+use codering_core::task::LONGEST_PAUSE_MS;
+
 use super::*;
 
 pub(super) async fn suite(ledger: &dyn Ledger) {
@@ -118,6 +120,9 @@ pub(super) async fn outbox(ledger: &dyn Ledger) {
     }
     assert_eq!(shown(NOW, 100).await, [""; 0]);
     assert_eq!(earliest().await, Some(NOW + 500));
+    // Its time was written under a clock that has been set back by an hour since.
+    assert_eq!(shown(NOW + 500 - LONGEST_PAUSE_MS, 100).await, [""; 0]);
+    assert_eq!(shown(NOW - 3_600_000, 100).await, ["older/0"]);
     step(ledger, &key(&older, 0), Event::Publish, Record::Nothing).await;
     assert_eq!(earliest().await, None);
     newer.paused = false;

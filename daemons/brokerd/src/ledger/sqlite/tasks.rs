@@ -1,7 +1,7 @@
 //! Reading tasks. What a read costs follows from what it returns and from how many jobs have work,
 //! never from how many tasks there are: see the partial indexes of the migration.
 
-use codering_core::{JobId, ProjectName, TaskKey, time::Millis};
+use codering_core::{JobId, ProjectName, TaskKey, task::LONGEST_PAUSE_MS, time::Millis};
 use futures::TryStreamExt;
 use sqlx::{Sqlite, SqliteConnection, SqlitePool, query::Query, sqlite::SqliteArguments};
 
@@ -88,6 +88,8 @@ fn weight(task: &Task) -> usize {
 struct Head {
     first: (Millis, Millis),
     job: i64,
+    /// Tasks of up to this time have come due.
+    until: Millis,
 }
 
 pub(super) async fn unpublished(
@@ -110,7 +112,7 @@ pub(super) async fn unpublished(
              WHERE t.job = ? AND t.state = 0 AND t.not_before <= ?
              ORDER BY t.not_before, t.ready_at, t.seq LIMIT ?"
         ));
-        let query = query.bind(head.job).bind(now).bind(limit as i64);
+        let query = query.bind(head.job).bind(head.until).bind(limit as i64);
         let full = bounded(&mut reading, query, &mut tasks).await?;
         tasks.sort_by(|a, b| (due(a), &a.key.job, a.seq).cmp(&(due(b), &b.key.job, b.seq)));
         tasks.truncate(limit);
@@ -154,8 +156,10 @@ async fn heads(
         let mut columns = Columns::of(row);
         let job = columns.next()?;
         let first: (Millis, Millis) = (columns.next()?, columns.next()?);
-        if first.0 <= now {
-            heads.push(Head { first, job });
+        // No pause is that long: the clock was set back since, and so for all that the job has.
+        let strange = first.0 > now + LONGEST_PAUSE_MS;
+        if strange || first.0 <= now {
+            heads.push(Head { first, job, until: if strange { Millis::MAX } else { now } });
         }
     }
     Ok(heads)
