@@ -11,9 +11,10 @@ use tonic::transport::{Channel, Endpoint, Uri};
 
 /// How long a connection may take, its handshake included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// A silent connection is asked for a sign of life, so that a lost network is noticed without any call.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// A silent connection is asked for a sign of life, so that one which is dead and was never closed is noticed without any
+/// call, and early enough for a worker to renew its leases (30 s by default) over another.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A channel to `https://host:port` that connects when it is first used, and again whenever it was lost.
 ///

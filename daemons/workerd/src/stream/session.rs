@@ -135,6 +135,10 @@ fn held_tokens(worker: &Worker) -> Vec<LeaseToken> {
     tokens.into_iter().collect()
 }
 
+fn tell_fenced(token: &LeaseToken) {
+    tracing::warn!(token = &token.as_str()[..8], "a result was fenced: another attempt has its place");
+}
+
 fn silent() -> Error {
     Error::new(Code::BrokerUnreachable, "the broker does not answer")
 }
@@ -227,7 +231,8 @@ impl Session<'_> {
                 Some(held) => held.renewed(sent, self.lease),
                 None => {}
             }
-            if lost {
+            if lost && self.worker.spool.contains(token) {
+                tell_fenced(token);
                 self.worker.spool.remove(token);
             }
         }
@@ -264,10 +269,7 @@ impl Session<'_> {
     fn received(&mut self, received: &v1::ReportReceived) {
         let Ok(token) = LeaseToken::new(&received.token) else { return };
         if !received.recorded {
-            tracing::warn!(
-                token = &token.as_str()[..8],
-                "a result was fenced: another attempt has its place"
-            );
+            tell_fenced(&token);
         }
         self.reported.remove(&token);
         self.worker.spool.remove(&token);
