@@ -117,6 +117,8 @@ codes! {
         "There is no such worker.";
     WorkerRevoked, "worker.revoked", 403, PermissionDenied,
         "The worker's certificate was revoked.";
+    WorkerUnconfined, "worker.unconfined", 503, FailedPrecondition,
+        "The worker's Docker cannot hold tasks within their limits, so the worker runs none.";
     TokenNotFound, "token.not_found", 404, NotFound,
         "There is no such token.";
     NotFound, "not_found", 404, NotFound,

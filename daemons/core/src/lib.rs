@@ -6,8 +6,10 @@
 //! - [`outcome`] and [`result`]: what an attempt produced, the user's fault and ours kept apart.
 //! - [`task`]: the state machine of one task; [`job`]: what its tasks make of a job.
 //! - [`message`]: the JSON on `<project>.todo` and `<project>.done`.
+//! - [`enforce`]: what a worker's Docker has to be able to hold a task to.
 //! - [`error`]: the one table of error codes.
 
+pub mod enforce;
 pub mod error;
 pub mod ids;
 pub mod job;

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     image::{LEFTOVER, REPOSITORY},
     readopt,
-    sandbox::{Unavailable, docker::call, refusal},
+    sandbox::{Unavailable, docker::call, host, refusal},
     worker::{Real, Work, Worker},
 };
 
@@ -76,25 +76,31 @@ pub(crate) async fn health(
     readiness: Readiness,
     end: CancellationToken,
 ) {
+    let mut anew = true;
     loop {
         let asked = tokio::time::timeout(HEALTH_TIMEOUT, docker.ping()).await;
         let why = match asked {
+            // Another Docker may be there after one that went: what it can enforce is asked anew.
+            Ok(Ok(_)) if worker.docker_down() || anew => match host::confines(&docker).await {
+                Ok(()) => None,
+                Err(e) => Some(format!("[{}] {e}", e.code.as_str())),
+            },
             Ok(Ok(_)) => None,
             Ok(Err(e)) => Some(e.to_string()),
             Err(_) => Some("Docker does not answer".to_owned()),
         };
         if worker.set_docker_down(why.is_some()) {
             match &why {
-                Some(why) => tracing::error!("Docker is not reachable, nothing new is taken: {why}"),
-                None => tracing::info!("Docker is reachable again"),
+                Some(why) => tracing::error!("Docker cannot be used, nothing new is taken: {why}"),
+                None => tracing::info!("Docker can be used again"),
             }
         }
         readiness.degraded("docker", why);
-        tokio::select! {
+        anew = tokio::select! {
             () = end.cancelled() => return,
-            () = tokio::time::sleep(HEALTH_EVERY) => {}
-            () = worker.check_docker.notified() => {}
-        }
+            () = tokio::time::sleep(HEALTH_EVERY) => false,
+            () = worker.check_docker.notified() => true,
+        };
     }
 }
 

@@ -26,7 +26,7 @@ use crate::{
     image::Images,
     metrics::Metrics,
     readopt,
-    sandbox::docker::Containers,
+    sandbox::{docker::Containers, host},
     stream,
     worker::{Real, Work, Worker},
 };
@@ -48,6 +48,7 @@ struct Arguments {
 
 /// Docker's default for a response's head; an image's build begins to answer when its context is there.
 const DOCKER_TIMEOUT_SECONDS: u64 = 600;
+const START_IT: &str = "start it with `systemctl start docker`";
 /// Between looks for Docker, before it was there for the first time.
 const DOCKER_AGAIN: Duration = Duration::from_secs(2);
 /// What is left of the drain's time for containers to be killed and results to be reported.
@@ -152,22 +153,25 @@ fn private_directory(config: &Config) -> Result<(), Error> {
 /// Docker, once it is there.
 async fn docker(config: &Config, readiness: &Readiness) -> Docker {
     let socket = config.docker_socket.display().to_string();
-    let mut told = false;
+    let mut told = String::new();
     loop {
         let why = match Docker::connect_with_unix(&socket, DOCKER_TIMEOUT_SECONDS, API_DEFAULT_VERSION) {
             Ok(docker) => match timeout(LAST_WORDS, docker.ping()).await {
-                Ok(Ok(_)) => {
-                    readiness.degraded("docker", None);
-                    return docker;
-                }
-                Ok(Err(e)) => e.to_string(),
-                Err(_) => "it does not answer".into(),
+                Ok(Ok(_)) => match host::confines(&docker).await {
+                    Ok(()) => {
+                        readiness.degraded("docker", None);
+                        return docker;
+                    }
+                    Err(e) => format!("[{}] {e}", e.code.as_str()),
+                },
+                Ok(Err(e)) => format!("{e}; {START_IT}"),
+                Err(_) => format!("it does not answer; {START_IT}"),
             },
             Err(e) => e.to_string(),
         };
-        if !told {
-            tracing::error!(socket, "waiting for Docker: {why}; start it with `systemctl start docker`");
-            told = true;
+        if told != why {
+            tracing::error!(socket, "waiting for Docker: {why}");
+            told.clone_from(&why);
         }
         readiness.degraded("docker", Some(why));
         tokio::time::sleep(DOCKER_AGAIN).await;

@@ -6,7 +6,8 @@ use std::{
     time::Duration,
 };
 
-use codering_core::spec::without_password;
+use codering_core::{enforce::lacking, spec::without_password};
+use serde_json::Value;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpStream, UnixStream},
@@ -19,8 +20,8 @@ use crate::verbs::words;
 
 /// How long each of these may take.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// The largest answer read of Docker's `/version`.
-const VERSION_BYTES: u64 = 64 << 10;
+/// The largest answer read of Docker's `/version` and `/info`.
+const ANSWER_BYTES: u64 = 256 << 10;
 
 /// A daemon's configuration, as far as doctor needs it: the file, then its drop-ins, then the environment.
 pub struct Configured {
@@ -120,9 +121,12 @@ pub async fn connect(address: &str) -> io::Result<TcpStream> {
 /// Whether Docker answers on its socket.
 pub async fn docker(socket: &str) -> Finding {
     let path = socket.trim_start_matches("unix://");
-    let asked = timeout(PATIENCE, async { version(UnixStream::connect(path).await?).await }).await;
-    match asked.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
-        Ok(version) => Finding::good("docker", format!("Docker {version} answers on {path}")),
+    let asked = timeout(PATIENCE, async {
+        let version = version(UnixStream::connect(path).await?).await?;
+        Ok::<_, io::Error>((version, get(UnixStream::connect(path).await?, "/info").await?))
+    });
+    match asked.await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+        Ok((version, info)) => confines(&format!("Docker {version} answers on {path}"), &info),
         Err(error) => {
             let mend = match error.kind() {
                 io::ErrorKind::PermissionDenied => {
@@ -140,14 +144,30 @@ pub async fn docker(socket: &str) -> Finding {
     }
 }
 
-async fn version(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<String> {
-    stream.write_all(b"GET /version HTTP/1.0\r\nHost: docker\r\n\r\n").await?;
+/// What a worker would run no task without.
+fn confines(there: &str, info: &Value) -> Finding {
+    let lacking = lacking(info);
+    if lacking.is_empty() {
+        return Finding::good("docker", format!("{there} and can hold tasks within their limits"));
+    }
+    let what = format!("{there}, but cannot bound {}: a worker here runs no task", lacking.join(", "));
+    let mend = "docker info lists what the kernel lacks; turn on its memory, pids and cpu cgroup controllers and seccomp";
+    Finding::wrong("docker", what, mend)
+}
+
+async fn version(stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<String> {
+    let about = get(stream, "/version").await?;
+    let version = about["Version"].as_str().map(str::to_owned);
+    version.ok_or_else(|| io::Error::other("what answers there is not Docker"))
+}
+
+async fn get(mut stream: impl AsyncRead + AsyncWrite + Unpin, path: &str) -> io::Result<Value> {
+    stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: docker\r\n\r\n").as_bytes()).await?;
     let mut answer = Vec::new();
-    stream.take(VERSION_BYTES).read_to_end(&mut answer).await?;
+    stream.take(ANSWER_BYTES).read_to_end(&mut answer).await?;
     let body = answer.windows(4).position(|window| window == b"\r\n\r\n").map(|at| &answer[at + 4..]);
-    let parsed = body.and_then(|body| serde_json::from_slice::<serde_json::Value>(body).ok());
-    let version = parsed.as_ref().and_then(|value| value.get("Version")?.as_str());
-    version.map(str::to_owned).ok_or_else(|| io::Error::other("what answers there is not Docker"))
+    let parsed = body.and_then(|body| serde_json::from_slice(body).ok());
+    parsed.ok_or_else(|| io::Error::other("what answers there is not Docker"))
 }
 
 /// Whether a RabbitMQ answers at `url`, as far as can be told without logging in.
@@ -246,6 +266,16 @@ mod tests {
             theirs.write_u8(answer).await.expect("answered");
             assert_eq!(greeted(ours).await.is_ok(), is_rabbitmq);
         }
+    }
+
+    #[test]
+    fn invariant_10_a_docker_that_cannot_hold_a_limit_is_found_wrong() {
+        let mut info = serde_json::json!({ "MemoryLimit": true, "PidsLimit": true, "CpuCfsQuota": true,
+            "SecurityOptions": ["name=seccomp,profile=builtin"] });
+        assert!(confines("x", &info).mend.is_empty());
+        info["PidsLimit"] = false.into();
+        let finding = confines("x", &info);
+        assert!(finding.finding.contains("processes") && !finding.mend.is_empty(), "{finding:?}");
     }
 
     #[tokio::test]

@@ -1,6 +1,12 @@
 //! A container for each attempt.
 
-use std::{collections::HashMap, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    io::Read,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use bollard::{
@@ -9,9 +15,9 @@ use bollard::{
     errors::Error,
     models::{ContainerInspectResponse, ContainerSummary},
     query_parameters::{
-        AttachContainerOptionsBuilder, CreateContainerOptionsBuilder, KillContainerOptionsBuilder,
-        ListContainersOptionsBuilder, LogsOptionsBuilder, RemoveContainerOptionsBuilder,
-        WaitContainerOptionsBuilder,
+        AttachContainerOptionsBuilder, CreateContainerOptionsBuilder, DownloadFromContainerOptionsBuilder,
+        KillContainerOptionsBuilder, ListContainersOptionsBuilder, LogsOptionsBuilder,
+        RemoveContainerOptionsBuilder, WaitContainerOptionsBuilder,
     },
 };
 use codering_core::{
@@ -22,8 +28,10 @@ use futures::{StreamExt, stream::BoxStream};
 use tokio::{io::AsyncWrite, time::timeout};
 
 use super::{
-    Control, Exit, Left, Piece, Running, Sandbox, Spec, StartError, Unavailable, Whose, refusal, settings,
+    Control, Exit, Image, Left, Piece, Running, Sandbox, Spec, StartError, Unavailable, Whose, host, refusal,
+    settings,
     settings::label,
+    user::{self, Stated},
 };
 use crate::{config::SandboxConfig, output::Stream};
 
@@ -33,8 +41,15 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(60);
 const RETRY_EVERY: Duration = Duration::from_secs(2);
 /// For so long; then the attempt is given up as the infrastructure's failure.
 const RETRIES: u32 = 60;
+/// How often, and how many times, a killed container is looked at for the memory cgroup's evidence.
+const EVIDENCE_EVERY: Duration = Duration::from_millis(50);
+const EVIDENCE_TRIES: u32 = 10;
 /// What an entry of Docker's log weighs at most beyond its text.
 const ENTRY_OVERHEAD: u64 = 64;
+/// The largest /etc/passwd or /etc/group of an image that is read.
+const ACCOUNTS_BYTES: usize = 1 << 20;
+/// So many images' users are remembered.
+const MAX_USERS: usize = 256;
 
 /// Runs each attempt in a Docker container of its own.
 #[derive(Debug, Clone)]
@@ -43,31 +58,97 @@ pub struct Containers {
     worker: WorkerName,
     config: SandboxConfig,
     cores: f64,
+    /// By image and what it names: the numbers behind it.
+    users: Arc<Mutex<HashMap<(String, String), String>>>,
 }
 
 impl Containers {
     /// For this worker's attempts.
     pub fn new(docker: Docker, worker: WorkerName, config: SandboxConfig) -> Self {
         let cores = std::thread::available_parallelism().map_or(1.0, |n| n.get() as f64);
-        Self { docker, worker, config, cores }
+        Self { docker, worker, config, cores, users: Arc::default() }
     }
 
     async fn create(&self, spec: &Spec) -> Result<String, StartError> {
         let name = format!("codering-{}", spec.token);
-        let body = settings::body(spec, &self.worker, &self.config, self.cores);
+        let user = self.user(&spec.image).await?;
+        let body = settings::body(spec, &user, &self.worker, &self.config, self.cores)?;
         let create = || {
             let options = CreateContainerOptionsBuilder::default().name(&name).build();
             call(self.docker.create_container(Some(options), body.clone()))
         };
-        match create().await {
-            Ok(created) => Ok(created.id),
+        let created = match create().await {
             // Left by an attempt of this very token that did not get further.
             Err(error) if refusal::answer(&error).is_some_and(|(status, _)| status == 409) => {
                 self.remove(&name).await?;
-                create().await.map(|created| created.id).map_err(|e| refusal::of_start(&e))
+                create().await
             }
-            Err(error) => Err(refusal::of_start(&error)),
+            created => created,
+        };
+        let created = created.map_err(|e| refusal::of_start(&e))?;
+        if let Err(unheld) = host::held(&created.warnings) {
+            self.remove(&created.id).await?;
+            return Err(unheld.into());
         }
+        Ok(created.id)
+    }
+
+    /// As whom the image's commands run.
+    async fn user(&self, image: &Image) -> Result<String, StartError> {
+        if let Stated::As(user) = user::stated(&image.user) {
+            return Ok(user);
+        }
+        let key = (image.id.clone(), image.user.clone());
+        let known = self.users.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
+        if let Some(user) = known {
+            return Ok(user);
+        }
+        // Docker reads files out of a container that never ran, so nothing in it moves meanwhile.
+        let created =
+            call(self.docker.create_container(None, settings::unstarted(image, &self.worker))).await;
+        let id = created.map_err(|e| refusal::of_start(&e))?.id;
+        let accounts = async {
+            Ok::<_, StartError>((self.account(&id, "passwd").await?, self.account(&id, "group").await?))
+        };
+        let accounts = accounts.await;
+        self.remove(&id).await?;
+        let (passwd, group) = accounts?;
+        let user = user::resolved(&image.user, &passwd, &group).ok_or_else(|| StartError::Refused {
+            code: 126,
+            message: format!(
+                "the image names a user that it does not have: `{}`",
+                refusal::one_line(&image.user)
+            ),
+        })?;
+        let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
+        if users.len() >= MAX_USERS {
+            users.clear();
+        }
+        users.insert(key, user.clone());
+        Ok(user)
+    }
+
+    /// A file of /etc; empty where there is none. Its content is read, its path is never followed on the host.
+    async fn account(&self, id: &str, name: &str) -> Result<String, StartError> {
+        let options = DownloadFromContainerOptionsBuilder::default().path(&format!("/etc/{name}")).build();
+        let mut answer = std::pin::pin!(self.docker.download_from_container(id, Some(options)));
+        let mut tar = Vec::new();
+        while let Some(piece) = call(async { answer.next().await.transpose() }).await.transpose() {
+            match piece {
+                Ok(piece) if tar.len() < ACCOUNTS_BYTES => tar.extend_from_slice(&piece),
+                Ok(_) => break,
+                Err(e) if refusal::answer(&e).is_some_and(|(status, _)| status == 404) => {
+                    return Ok(String::new());
+                }
+                Err(e) => return Err(refusal::unavailable("read the image's users", &e).into()),
+            }
+        }
+        account_in(&tar).ok_or_else(|| StartError::Refused {
+            code: 126,
+            message: format!(
+                "/etc/{name} of the image is not a plain file of at most 1 MB: name its user by a number"
+            ),
+        })
     }
 
     async fn launch(&self, id: &str, spec: &Spec) -> Result<Running, StartError> {
@@ -101,6 +182,18 @@ impl Containers {
         let log_bytes = settings::log_bytes(output_bytes);
         Container { docker: self.docker.clone(), id: id.to_owned(), log_bytes }
     }
+}
+
+/// The one plain file in a tar.
+fn account_in(tar: &[u8]) -> Option<String> {
+    let mut archive = tar::Archive::new(tar);
+    let mut entry = archive.entries().ok()?.next()?.ok()?;
+    if !entry.header().entry_type().is_file() {
+        return None;
+    }
+    let mut content = Vec::new();
+    entry.read_to_end(&mut content).ok()?;
+    (content.len() as u64 == entry.size()).then(|| String::from_utf8_lossy(&content).into_owned())
 }
 
 /// One short call to Docker, with a bound.
@@ -215,6 +308,18 @@ impl Container {
         follow_log(docker, id, options)
     }
 
+    /// Of a container that was killed: whether for memory. On cgroup v2 containerd may tell so after it told of the end.
+    async fn evidence(&self, mut exit: Exit) -> Exit {
+        for _ in 0..EVIDENCE_TRIES {
+            tokio::time::sleep(EVIDENCE_EVERY).await;
+            exit = self.ended().await.ok().flatten().unwrap_or(exit);
+            if exit.out_of_memory {
+                break;
+            }
+        }
+        exit
+    }
+
     async fn inspect(&self) -> Result<ContainerInspectResponse, Error> {
         call(self.docker.inspect_container(&self.id, None)).await
     }
@@ -269,10 +374,8 @@ impl Control for Container {
                 Ok(Some(exit)) if lost && exit.looks_stopped() => {
                     return Err(Unavailable("Docker was restarted while the command ran".into()));
                 }
-                // The event of the out-of-memory kill may come after that of the end.
                 Ok(Some(exit)) if exit.code == 137 && !exit.out_of_memory => {
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                    return Ok(self.ended().await.ok().flatten().unwrap_or(exit));
+                    return Ok(self.evidence(exit).await);
                 }
                 Ok(Some(exit)) => return Ok(exit),
                 Ok(None) => {}

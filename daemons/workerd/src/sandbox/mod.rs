@@ -1,8 +1,12 @@
 //! Where a command runs: the trait, and what goes in and comes out. [`docker`] is a container for each attempt.
 
 pub mod docker;
+pub(crate) mod host;
+mod mounts;
 pub(crate) mod refusal;
+mod seccomp;
 mod settings;
+mod user;
 
 use std::{collections::BTreeMap, pin::Pin, sync::Arc};
 

@@ -52,10 +52,33 @@ pub(super) fn of_start(error: &Error) -> StartError {
     if lower.contains("argument list too long") {
         return refused(126, "the command and its environment are too long");
     }
+    // What the image or the task asked for is in order, the host cannot hold it.
+    let hosts = [
+        "the cgroup is not mounted",
+        "your kernel does not support",
+        "cgroup mountpoint does not exist",
+        "range of cpus is from",
+        "unable to apply cgroup configuration",
+        "seccomp is not enabled",
+    ];
+    if hosts.iter().any(|text| lower.contains(text)) {
+        let code = codering_core::Code::WorkerUnconfined.as_str();
+        return Unavailable(format!("{code}: Docker cannot hold the task's limits: {}", one_line(message)))
+            .into();
+    }
     if lower.contains("unable to find user") || lower.contains("unable to find group") {
         return refused(126, "the image names a user that it does not have");
     }
-    if lower.contains("not a directory") || lower.contains("chdir to cwd") {
+    if lower.contains("uids and gids must be in range") {
+        return refused(126, "the image names a user that cannot be");
+    }
+    if lower.contains("error mounting \"tmpfs\"") {
+        return refused(126, "a volume of the image cannot be where it wants it");
+    }
+    if lower.contains("not a directory")
+        || lower.contains("chdir to cwd")
+        || lower.contains("current working directory")
+    {
         return refused(126, "the image's working directory cannot be entered");
     }
     if status == 400 {
@@ -82,6 +105,24 @@ mod tests {
         ));
         assert!(matches!(sorted(404, "No such image: sha256:00"), StartError::ImageGone));
         assert!(matches!(sorted(500, "no space left on device"), StartError::Unavailable(_)));
+        assert!(matches!(
+            sorted(500, "uids and gids must be in range 0-2147483647"),
+            StartError::Refused { .. }
+        ));
         assert!(matches!(of_start(&Error::RequestTimeoutError), StartError::Unavailable(_)));
+    }
+
+    #[test]
+    fn invariant_4_a_host_that_cannot_hold_a_limit_is_ours_whatever_docker_calls_it() {
+        for message in [
+            "NanoCPUs can not be set, as your kernel does not support CPU CFS scheduler or the cgroup is not mounted",
+            "Range of CPUs is from 0.01 to 1.00, as there are only 1 CPUs available",
+            "OCI runtime create failed: cgroups: cgroup mountpoint does not exist: unknown",
+        ] {
+            assert!(matches!(sorted(400, message), StartError::Unavailable(_)), "{message}");
+        }
+        // A command of that name is still the user's.
+        let named = "OCI runtime create failed: exec: \"your kernel does not support\": executable file not found in $PATH";
+        assert!(matches!(sorted(400, named), StartError::Refused { code: 127, .. }));
     }
 }

@@ -2,10 +2,13 @@
 
 use std::collections::HashMap;
 
-use bollard::models::{ContainerCreateBody, HealthConfig, HostConfig, HostConfigLogConfig, ResourcesUlimits};
+use bollard::models::{
+    ContainerCreateBody, HealthConfig, HostConfig, HostConfigCgroupnsModeEnum, HostConfigLogConfig,
+    ResourcesUlimits,
+};
 use codering_core::WorkerName;
 
-use super::{Image, Spec};
+use super::{Image, Spec, StartError, mounts, seccomp, user::UNPRIVILEGED};
 use crate::config::SandboxConfig;
 
 /// Labels by which a worker finds its containers again.
@@ -20,48 +23,53 @@ pub(super) mod label {
 }
 
 /// Where HOME is.
-const WORK: &str = "/work";
-/// Who runs where an image names nobody, or root: `nobody` and `nogroup` in Debian.
-const UNPRIVILEGED: &str = "65534:65534";
-/// For shared memory between a task's own processes.
-const SHM_BYTES: i64 = 16 << 20;
+pub(super) const WORK: &str = "/work";
 const OPEN_FILES: i64 = 8192;
+/// What a process may keep from being paged out, in bytes; Docker's own process may have more to give.
+const LOCKED_BYTES: i64 = 64 << 10;
+/// Of the kernel's interfaces, those that a container sees empty: what the newest Docker masks, for every Docker.
+const MASKED: [&str; 13] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/config.gz",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+];
+/// Those that nobody in a container writes.
+const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
-/// The container of `spec`. `cores` is what Docker has, beyond which it refuses.
+/// The container of `spec`, run by `user`. `cores` is what Docker has, beyond which it refuses.
+///
+/// # Errors
+/// Where its image asks for what no container gets.
 pub(super) fn body(
     spec: &Spec,
+    user: &str,
     worker: &WorkerName,
     config: &SandboxConfig,
     cores: f64,
-) -> ContainerCreateBody {
+) -> Result<ContainerCreateBody, StartError> {
     let memory = i64::try_from(spec.limits.memory_bytes).unwrap_or(i64::MAX);
-    let mut tmpfs = HashMap::new();
-    let user = user(&spec.image);
-    let owner = owner(&user);
-    let options = |bytes: u64| format!("rw,exec,nosuid,nodev,mode=1777,size={bytes}{owner}");
-    tmpfs.insert("/tmp".to_owned(), options(config.tmp_bytes));
-    // Where the image has its own files in /work, an empty file system would hide them.
-    let own_work = within(&spec.image.workdir, WORK);
-    let home = if own_work { "/tmp" } else { WORK };
-    if !own_work {
-        tmpfs.insert(WORK.to_owned(), options(config.work_bytes));
-    }
-    for volume in &spec.image.volumes {
-        // A volume of Docker's would be room on the host's disk without a bound.
-        if volume.starts_with('/') && volume != "/" && !tmpfs.contains_key(volume) {
-            tmpfs.insert(volume.clone(), options(config.tmp_bytes));
-        }
-    }
+    let (tmpfs, home) = mounts::tmpfs(&spec.image, user, config)?;
     let mut env = vec![format!("HOME={home}")];
     env.extend(spec.env.iter().map(|(name, value)| format!("{name}={value}")));
     let ulimit =
         |name: &str, at: i64| ResourcesUlimits { name: Some(name.into()), soft: Some(at), hard: Some(at) };
-    ContainerCreateBody {
+    let list = |names: &[&str]| Some(names.iter().map(|&name| name.to_owned()).collect());
+    Ok(ContainerCreateBody {
         image: Some(spec.image.id.clone()),
         entrypoint: Some(Vec::new()),
         cmd: Some(spec.argv.clone()),
         env: Some(env),
-        user: Some(user),
+        user: Some(user.to_owned()),
         working_dir: Some(workdir(&spec.image, home)),
         hostname: Some("task".into()),
         labels: Some(labels(spec, worker)),
@@ -81,15 +89,25 @@ pub(super) fn body(
             pids_limit: Some(i64::from(spec.limits.max_pids)),
             network_mode: Some(if spec.limits.network { config.network.clone() } else { "none".into() }),
             cap_drop: Some(vec!["ALL".into()]),
-            security_opt: Some(vec!["no-new-privileges:true".into()]),
+            security_opt: Some(vec![
+                "no-new-privileges:true".into(),
+                format!("seccomp={}", seccomp::profile()),
+            ]),
+            masked_paths: list(&MASKED),
+            readonly_paths: list(&READ_ONLY),
             privileged: Some(false),
             readonly_rootfs: Some(true),
             tmpfs: Some(tmpfs),
-            shm_size: Some(SHM_BYTES),
             ipc_mode: Some("private".into()),
+            cgroupns_mode: Some(HostConfigCgroupnsModeEnum::PRIVATE),
+            oom_kill_disable: Some(false),
             init: Some(true),
             oom_score_adj: Some(500),
-            ulimits: Some(vec![ulimit("nofile", OPEN_FILES), ulimit("core", 0)]),
+            ulimits: Some(vec![
+                ulimit("nofile", OPEN_FILES),
+                ulimit("core", 0),
+                ulimit("memlock", LOCKED_BYTES),
+            ]),
             // Lossless, and bounded; read only when this process could not read along to the end.
             log_config: Some(HostConfigLogConfig {
                 typ: Some("local".into()),
@@ -102,34 +120,26 @@ pub(super) fn body(
             ..HostConfig::default()
         }),
         ..ContainerCreateBody::default()
+    })
+}
+
+/// A container that is never started, to look into the image.
+pub(super) fn unstarted(image: &Image, worker: &WorkerName) -> ContainerCreateBody {
+    ContainerCreateBody {
+        image: Some(image.id.clone()),
+        entrypoint: Some(Vec::new()),
+        cmd: Some(vec!["none".into()]),
+        user: Some(UNPRIVILEGED.into()),
+        labels: Some(HashMap::from([(label::WORKER.to_owned(), worker.to_string())])),
+        network_disabled: Some(true),
+        host_config: Some(HostConfig { network_mode: Some("none".into()), ..HostConfig::default() }),
+        ..ContainerCreateBody::default()
     }
 }
 
 /// The bound of one of the two log files. Short lines weigh some ten times their length in it.
 pub(super) fn log_bytes(output_bytes: u64) -> u64 {
     (output_bytes * 10).clamp(10 << 20, 256 << 20)
-}
-
-fn within(path: &str, top: &str) -> bool {
-    path.strip_prefix(top).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-}
-
-fn user(image: &Image) -> String {
-    let name = image.user.split(':').next().unwrap_or_default().trim();
-    // Docker reads a number as Go does: "00", "+0" and "-0" are root too.
-    let root = name.is_empty() || name == "root" || name.parse() == Ok(0_i64);
-    if root { UNPRIVILEGED.into() } else { image.user.clone() }
-}
-
-/// A file system mounted over a directory of the image takes that directory's mode, which may be root's alone; so it
-/// belongs to the user, where that is known by number.
-fn owner(user: &str) -> String {
-    let (uid, gid) = user.split_once(':').unwrap_or((user, ""));
-    let number = |name: &str, text: &str| match text.parse::<u32>() {
-        Ok(number) => format!(",{name}={number}"),
-        Err(_) => String::new(),
-    };
-    number("uid", uid) + &number("gid", gid)
 }
 
 fn workdir(image: &Image, home: &str) -> String {
@@ -155,31 +165,15 @@ fn labels(spec: &Spec, worker: &WorkerName) -> HashMap<String, String> {
 mod tests {
     use super::*;
 
-    fn image(user: &str, workdir: &str) -> Image {
-        Image { user: user.into(), workdir: workdir.into(), ..Image::default() }
-    }
-
-    #[test]
-    fn root_and_nobody_in_particular_become_an_unprivileged_user_and_another_stays() {
-        for root in ["", "root", "0", "0:0", "root:adm", "00", "000:5", "-0", "+0"] {
-            assert_eq!(user(&image(root, "")), UNPRIVILEGED, "{root}");
-        }
-        assert_eq!(user(&image("app:app", "")), "app:app");
-        assert_eq!(user(&image("1000", "")), "1000");
-    }
-
-    #[test]
-    fn a_user_known_by_number_owns_its_file_systems() {
-        assert_eq!(owner("65534:65534"), ",uid=65534,gid=65534");
-        assert_eq!(owner("1000"), ",uid=1000");
-        assert_eq!(owner("app:app"), "");
-    }
-
     #[test]
     fn the_working_directory_is_the_images_own_where_it_names_one() {
-        assert_eq!(workdir(&image("", ""), "/work"), "/work");
-        assert_eq!(workdir(&image("", "/"), "/work"), "/work");
-        assert_eq!(workdir(&image("", "/app"), "/work"), "/app");
-        assert!(within("/work/x", "/work") && within("/work", "/work") && !within("/workshop", "/work"));
+        let named = |workdir: &str| workdir_of(workdir);
+        assert_eq!(named(""), "/work");
+        assert_eq!(named("/"), "/work");
+        assert_eq!(named("/app"), "/app");
+    }
+
+    fn workdir_of(named: &str) -> String {
+        workdir(&Image { workdir: named.into(), ..Image::default() }, "/work")
     }
 }
