@@ -97,10 +97,14 @@ codes! {
         "The queue has reached its bound.";
     QueueUnavailable, "queue.unavailable", 503, Unavailable,
         "The queue backend cannot be reached; nothing was put.";
+    QueueDiskFull, "queue.disk_full", 507, ResourceExhausted,
+        "The disk under the embedded queue is full, or down to its reserve; nothing was put.";
     LedgerUnavailable, "ledger.unavailable", 503, Unavailable,
         "The ledger cannot be written; nothing was recorded.";
     LedgerUnknown, "ledger.unknown", 503, Unavailable,
         "The ledger did not say whether it recorded the change; ask again.";
+    LedgerFull, "ledger.full", 507, ResourceExhausted,
+        "The disk under the ledger is full, or down to its reserve; nothing was recorded.";
     QuotaExceeded, "quota.exceeded", 429, ResourceExhausted,
         "The project has reached one of its quotas.";
     LeaseFenced, "lease.fenced", 409, FailedPrecondition,

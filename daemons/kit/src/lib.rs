@@ -4,12 +4,14 @@
 //! - [`telemetry`]: logs to the journal or to a terminal; [`notify`]: what systemd is told.
 //! - [`shutdown`]: signals into one drain with a deadline.
 //! - [`tls`]: the CA, certificates and rustls configurations; [`listen`]: serving; [`connect`]: calling.
+//! - [`disk`]: how much room is left, and the reserve that is kept.
 //! - [`health`]: `/healthz`, `/readyz` and `/metrics`.
 //!
 //! It keeps no global state but the log subscriber and rustls's provider, which the process has once.
 
 pub mod config;
 pub mod connect;
+pub mod disk;
 pub mod health;
 pub mod listen;
 pub mod notify;

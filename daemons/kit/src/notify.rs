@@ -29,6 +29,11 @@ pub fn reloading() {
     }
 }
 
+/// `EXTEND_TIMEOUT_USEC=`: the start, or the stop, may take this much longer from now on.
+pub fn longer(time: std::time::Duration) {
+    tell(&[NotifyState::ExtendTimeoutUsec(u32::try_from(time.as_micros()).unwrap_or(u32::MAX))]);
+}
+
 /// `STATUS=`: one line that `systemctl status` shows. Cut where it is long.
 pub fn status(text: &str) {
     tell(&[NotifyState::Status(&shown_line(text))]);

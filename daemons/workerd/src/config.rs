@@ -19,6 +19,8 @@ use serde::Deserialize;
 #[allow(missing_docs)]
 pub struct File {
     pub data_dir: Option<PathBuf>,
+    #[serde(deserialize_with = "read_size")]
+    pub min_free_disk: Option<u64>,
     pub name: Option<String>,
     pub broker: Option<String>,
     pub slots: Option<u32>,
@@ -156,6 +158,8 @@ pub struct ShutdownFile {
 #[allow(missing_docs)]
 pub struct Config {
     pub data_dir: PathBuf,
+    /// What is left free on its disk.
+    pub min_free_disk: u64,
     pub name: WorkerName,
     pub broker: String,
     pub slots: u32,
@@ -263,6 +267,7 @@ impl File {
             return Err(invalid("build.memory", "must be at least 6M".into()));
         }
         Ok(Config {
+            min_free_disk: self.min_free_disk.unwrap_or(256 << 20),
             data_dir: self.data_dir.unwrap_or_else(|| "/var/lib/codering/workerd".into()),
             name,
             broker,

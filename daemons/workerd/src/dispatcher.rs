@@ -28,6 +28,17 @@ pub(crate) fn assign(worker: &Arc<Worker>, wire: v1::Assignment, since: Instant)
     if worker.attempts.get(&assigned.token).is_some() || worker.spool.contains(&assigned.token) {
         return;
     }
+    // They are on their way while the broker is told to send none; of those in memory there is never more than slots.
+    if worker.spool.in_memory() >= worker.config.slots as usize
+        && let Some(mut report) = refused
+    {
+        if let Some(result) = &mut report.result {
+            result.message =
+                "the worker's disk is full, and its memory holds all the results that it may".into();
+        }
+        put(worker, assigned.token, report);
+        return;
+    }
     let lease = Duration::from_millis(assigned.lease_ms);
     let held = Held::new(
         assigned.token.clone(),

@@ -121,6 +121,7 @@ async fn ask(
             | Code::BrokerBusy
             | Code::TimedOut
             | Code::LedgerUnavailable
+            | Code::LedgerFull
             | Code::LedgerUnknown => {
                 tracing::warn!(broker, "not enrolled yet: {error}");
                 tokio::time::sleep(backoff.next()).await;

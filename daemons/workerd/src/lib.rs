@@ -25,6 +25,7 @@ mod leases;
 pub mod metrics;
 pub mod output;
 mod readopt;
+mod room;
 mod run;
 pub mod sandbox;
 mod simulate;

@@ -72,11 +72,40 @@ impl Spool {
         self.dir.join(format!("{token}.{ENDING}"))
     }
 
+    fn half(&self, token: &LeaseToken) -> PathBuf {
+        self.dir.join(format!("{token}.new"))
+    }
+
+    /// How many wait in memory, because the disk did not take them.
+    pub fn in_memory(&self) -> usize {
+        self.waiting().values().filter(|waiting| matches!(waiting, Waiting::InMemory(_))).count()
+    }
+
+    /// Tries the disk once more for those. It blocks on the disk.
+    pub fn write_again(&self) {
+        for token in self.tokens() {
+            let waiting = self.waiting().get(&token).cloned();
+            let Some(Waiting::InMemory(report)) = waiting else { continue };
+            if let Err(e) = self.write(&token, &report) {
+                let _ = fs::remove_file(self.half(&token));
+                return tracing::debug!("the disk takes no result yet: {e}");
+            }
+            match self.waiting().get_mut(&token) {
+                Some(waiting) => *waiting = Waiting::OnDisk,
+                // It was reported from memory meanwhile.
+                None => drop(fs::remove_file(self.file(&token))),
+            }
+            self.changed.send_modify(|n| *n = n.wrapping_add(1));
+        }
+    }
+
     /// Keeps a result. It blocks on the disk.
     pub fn put(&self, token: &LeaseToken, report: v1::AttemptReport) {
         let waiting = match self.write(token, &report) {
             Ok(()) => Waiting::OnDisk,
             Err(e) => {
+                // What was written of it takes room from what could be written.
+                let _ = fs::remove_file(self.half(token));
                 tracing::error!(
                     token = &token.as_str()[..8],
                     "a result could not be spooled and waits in memory: {e}"
@@ -89,7 +118,7 @@ impl Spool {
     }
 
     fn write(&self, token: &LeaseToken, report: &v1::AttemptReport) -> io::Result<()> {
-        let new = self.dir.join(format!("{token}.new"));
+        let new = self.half(token);
         let mut file = File::create(&new)?;
         file.write_all(&report.encode_to_vec())?;
         if self.durable {
@@ -210,5 +239,12 @@ mod tests {
         fs::remove_dir(dir.path()).expect("remove");
         spool.put(&token(1), report(1));
         assert_eq!(spool.get(&token(1)), Some(report(1)));
+        assert_eq!(spool.in_memory(), 1);
+        spool.write_again();
+        assert_eq!(spool.in_memory(), 1, "there is no directory still");
+        fs::create_dir(dir.path()).expect("make");
+        spool.write_again();
+        assert_eq!(spool.in_memory(), 0);
+        assert_eq!(Spool::open(dir.path(), true).expect("open").get(&token(1)), Some(report(1)));
     }
 }

@@ -25,7 +25,7 @@ use crate::{
     held::Stop,
     image::Images,
     metrics::Metrics,
-    readopt,
+    readopt, room,
     sandbox::{docker::Containers, host},
     stream,
     worker::{Real, Work, Worker},
@@ -190,6 +190,7 @@ async fn work(
     let pulse = Pulse::default();
     let signs = stream::Signs { readiness: readiness.clone(), latch: Some(latch), pulse: pulse.clone() };
     let streaming = tokio::spawn(stream::run(worker.clone(), events, signs, shutdown.clone(), end.clone()));
+    tokio::spawn(room::run(worker.clone(), readiness.clone(), end.clone()));
     if let Some(docker) = docker {
         tokio::spawn(gc::health(worker.clone(), docker.clone(), readiness.clone(), end.clone()));
         tokio::spawn(gc::run(worker.clone(), docker, end.clone()));

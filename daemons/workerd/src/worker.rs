@@ -9,6 +9,7 @@ use std::{
 };
 
 use codering_core::{Error, WorkerName};
+use codering_kit::disk::Reserve;
 use codering_proto::v1::{self, from_worker::Message};
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio_util::task::TaskTracker;
@@ -57,6 +58,8 @@ pub struct Worker {
     pub attempts: Attempts,
     /// Results on their way.
     pub spool: Arc<Spool>,
+    /// What stays free on the disk.
+    pub reserve: Reserve,
     /// How attempts are run.
     pub work: Work,
     /// Room for attempts.
@@ -94,6 +97,7 @@ impl Worker {
             broker,
             attempts: Attempts::default(),
             spool,
+            reserve: Reserve::new(&config.data_dir, config.min_free_disk),
             work,
             slots: Semaphore::new(config.slots as usize),
             tasks: TaskTracker::new(),
@@ -134,6 +138,20 @@ impl Worker {
             tracing::warn!(image = report.image, "a build log was dropped: too many wait for the broker");
         }
         self.tidy.notify_one();
+    }
+
+    /// Why the disk lets nothing new be taken: results wait in memory for it, or its reserve is touched.
+    pub(crate) fn no_room(&self) -> Option<String> {
+        match self.spool.in_memory() {
+            0 => self.reserve.touched().map(|short| short.to_string()),
+            1 => Some("a result waits in memory: the disk did not take it".to_owned()),
+            n => Some(format!("{n} results wait in memory: the disk did not take them")),
+        }
+    }
+
+    /// Whether the broker is asked to send nothing new.
+    pub(crate) fn takes_nothing(&self) -> bool {
+        self.docker_down() || self.no_room().is_some()
     }
 
     /// Whether nothing new can be run.

@@ -99,6 +99,8 @@ pub(super) fn sorted(error: &git2::Error) -> Failure {
     let lower = message.to_lowercase();
     let http = |status: &str| message.contains(&format!("status code: {status}"));
     let problem = match (error.code(), error.class()) {
+        // Whatever libgit2 was at: it is neither the user's fault nor the mirror's.
+        _ if lower.contains("no space left") || lower.contains("quota exceeded") => Problem::NoRoom,
         (ErrorCode::Auth, _) => Problem::Denied,
         (ErrorCode::Certificate, ErrorClass::Ssh) => Problem::Unreachable,
         (_, ErrorClass::Http) if http("404") || http("410") => Problem::NoRepository,

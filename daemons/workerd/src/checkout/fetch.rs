@@ -22,7 +22,10 @@ pub(super) fn fetch(request: &Request) -> Result<(), Failure> {
     let Request::Fetch { mirror, url, extra, ssh_key, credentials, max_bytes } = request else {
         return Err((Problem::Broken, "not a fetch".into()));
     };
-    let broken = |e: git2::Error| (Problem::Broken, e.message().to_owned());
+    let broken = |e: git2::Error| match sorted(&e) {
+        (Problem::NoRoom, message) => (Problem::NoRoom, message),
+        (_, message) => (Problem::Broken, message),
+    };
     let repository = match Repository::open_bare(mirror) {
         Ok(repository) => repository,
         Err(_) => {
@@ -75,7 +78,9 @@ pub(super) fn fetch(request: &Request) -> Result<(), Failure> {
     match fetched {
         Ok(()) => {}
         // What was asked for by name may not be there, or not be given out; looking for it will tell.
-        Err(e) if extra.is_some() && sorted(&e).0 != Problem::Unreachable => return Ok(()),
+        Err(e) if extra.is_some() && !matches!(sorted(&e).0, Problem::Unreachable | Problem::NoRoom) => {
+            return Ok(());
+        }
         Err(e) => return Err(sorted(&e)),
     }
     if extra.is_none() {

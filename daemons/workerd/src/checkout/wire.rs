@@ -56,6 +56,8 @@ pub(super) enum Problem {
     TooLarge,
     /// The mirror on disk is not in order.
     Broken,
+    /// The disk is full.
+    NoRoom,
 }
 
 impl Problem {
@@ -67,6 +69,9 @@ impl Problem {
                 CheckoutError::Unreachable(error(Code::GitUnreachable, "the git host cannot be reached"))
             }
             Self::Broken => CheckoutError::Unreachable(error(Code::Internal, "the mirror is broken")),
+            Self::NoRoom => CheckoutError::Unreachable(
+                error(Code::Internal, "the worker's disk is full").hint("free space on the disk of its data_dir"),
+            ),
             Self::Denied => {
                 CheckoutError::Refused(error(Code::GitUrlRefused, "the git host denies access").hint(
                     "the worker's admin sets keys and passwords in workerd.toml: [git] ssh_key_file, credentials_file",

@@ -182,13 +182,20 @@ impl Session<'_> {
                     if heard.elapsed() > every * 3 + Duration::from_secs(1) {
                         return Err(silent());
                     }
-                    self.draining = shutdown.is_begun() || worker.docker_down();
+                    self.draining = shutdown.is_begun() || worker.takes_nothing();
                     self.beat().await?;
                     self.report_all().await?;
                 }
                 Some(event) = events.recv() => self.send(event).await?,
                 _ = attempts.changed() => self.pump_all(),
-                _ = spool.changed() => self.report_all().await?,
+                _ = spool.changed() => {
+                    // Said at once: each further result would wait in memory as well.
+                    if !self.draining && worker.takes_nothing() {
+                        self.draining = true;
+                        self.beat().await?;
+                    }
+                    self.report_all().await?;
+                }
                 Some(done) = self.large.join_next() => {
                     match done {
                         Ok(Ok(received)) => self.received(&received),
