@@ -1,6 +1,6 @@
 //! Generates the gRPC code; needs `protoc` (Debian: protobuf-compiler).
 
-const FILES: [&str; 6] = ["common", "projects", "queues", "jobs", "tokens", "workers"];
+const FILES: [&str; 7] = ["common", "projects", "queues", "jobs", "tokens", "workers", "ledger"];
 
 /// Enum fields, which JSON shows as their lower-case names instead of numbers.
 const ENUM_FIELDS: [(&str, &str); 8] = [
@@ -15,7 +15,7 @@ const ENUM_FIELDS: [(&str, &str); 8] = [
 ];
 
 /// Times, which JSON shows as RFC 3339 under the name without `_ms`.
-const TIME_FIELDS: [&str; 21] = [
+const TIME_FIELDS: [&str; 22] = [
     "Project.created_at",
     "DeadLetter.at",
     "Job.created_at",
@@ -37,6 +37,7 @@ const TIME_FIELDS: [&str; 21] = [
     "Worker.certificate_expires_at",
     "Running.leased_at",
     "EnrollResponse.expires_at",
+    "LedgerReport.newest_at",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

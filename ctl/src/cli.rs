@@ -73,6 +73,9 @@ enum Verb {
     /// Create, list and revoke tokens.
     #[command(subcommand)]
     Token(verbs::token::Verb),
+    /// Check the broker's ledger, back it up, and restore it.
+    #[command(subcommand)]
+    Ledger(verbs::ledger::Verb),
     /// Keep brokers by name, and switch between them.
     Login(verbs::login::Login),
     /// What was submitted and seen from here; needs no broker.
@@ -99,6 +102,7 @@ impl Verb {
             Self::Queue(verb) => verbs::queue::run(ctx, verb).await,
             Self::Worker(verb) => verbs::worker::run(ctx, verb).await,
             Self::Token(verb) => verbs::token::run(ctx, verb).await,
+            Self::Ledger(verb) => verbs::ledger::run(ctx, verb).await,
             Self::Login(login) => verbs::login::run(ctx, login).await,
             Self::History(args) => verbs::history::run(ctx, args).await,
             Self::Doctor(doctor) => verbs::doctor::run(ctx, doctor).await,

@@ -10,8 +10,8 @@ use codering_core::{Code, Error};
 use codering_proto::{
     status::from_status,
     v1::{
-        jobs_client::JobsClient, projects_client::ProjectsClient, queues_client::QueuesClient,
-        tokens_client::TokensClient, workers_client::WorkersClient,
+        jobs_client::JobsClient, ledger_client::LedgerClient, projects_client::ProjectsClient,
+        queues_client::QueuesClient, tokens_client::TokensClient, workers_client::WorkersClient,
     },
 };
 use serde::{Deserialize, Serialize};
@@ -224,6 +224,12 @@ impl Broker {
     /// Workers.
     pub fn workers(&self) -> WorkersClient<Authenticated> {
         WorkersClient::with_interceptor(self.channel.clone(), self.bearer.clone())
+            .max_decoding_message_size(MAX_ANSWER_BYTES)
+    }
+
+    /// The ledger itself.
+    pub fn ledger(&self) -> LedgerClient<Authenticated> {
+        LedgerClient::with_interceptor(self.channel.clone(), self.bearer.clone())
             .max_decoding_message_size(MAX_ANSWER_BYTES)
     }
 

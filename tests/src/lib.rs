@@ -5,6 +5,7 @@
 
 mod ctl;
 mod dev;
+pub mod disk;
 mod faketime;
 pub mod fixture;
 pub mod fleet;
@@ -19,6 +20,7 @@ use std::path::{Path, PathBuf};
 
 pub use ctl::Ctl;
 pub use dev::{Backend, Dev};
+pub use disk::SmallDisk;
 pub use faketime::Faketime;
 pub use fleet::{Fleet, Setup, free_port};
 pub use network::Namespace;

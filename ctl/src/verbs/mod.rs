@@ -6,6 +6,7 @@ pub mod dev;
 pub mod doctor;
 pub mod history;
 pub mod job;
+pub mod ledger;
 mod limits;
 pub mod login;
 mod lost;

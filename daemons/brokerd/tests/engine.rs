@@ -11,6 +11,7 @@ use codering_brokerd::{
     ledger::{Stands, TaskFilter},
 };
 use codering_core::{Code, LimitsPatch, Outcome, QueueName, TaskId, TaskKey, job::JobState, quota::Quota};
+use codering_kit::disk::Reserve;
 use codering_proto::v1::{self, from_worker};
 use futures::StreamExt;
 use rig::*;
@@ -327,6 +328,34 @@ async fn the_same_idempotency_key_returns_the_first_job() {
     let (second, existed) = submit().await;
     assert!(existed);
     assert_eq!(first.id, second.id);
+}
+
+#[tokio::test]
+async fn below_the_reserve_a_submit_is_refused_one_that_was_taken_is_answered_again_and_nothing_is_begun() {
+    let rig = Rig::new().await;
+    let new = |key: Option<&str>| NewJob {
+        spec: spec(),
+        idempotency_key: key.map(str::to_owned),
+        submitted_by: "test".into(),
+    };
+    let mut submission = rig.broker.submit(new(Some("k"))).await.unwrap();
+    submission.add(tasks(2)).await.unwrap();
+    let (first, _) = submission.finish().await.unwrap();
+
+    let rig = rig.restart_with(|settings| settings.reserve = Reserve::new("/", u64::MAX)).await;
+    for key in [None, Some("other")] {
+        let refused = rig.broker.submit(new(key)).await.err().unwrap();
+        assert_eq!(refused.code, Code::LedgerFull);
+        assert!(refused.to_string().contains("min_free_disk"), "{refused}");
+    }
+    let again = rig.broker.submit(new(Some("k"))).await.unwrap();
+    assert_eq!(again.existing().map(|job| &job.id), Some(&first.id));
+    let mut worker = rig.worker("w1", 4).await;
+    assert!(worker.gets_nothing().await);
+
+    let rig = rig.restart_with(|settings| settings.reserve = Reserve::new("/", 0)).await;
+    let mut worker = rig.worker("w1", 4).await;
+    worker.assignment().await;
 }
 
 #[tokio::test]

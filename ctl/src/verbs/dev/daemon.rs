@@ -124,7 +124,8 @@ impl Daemon {
     }
 }
 
-fn found(program: &str) -> Result<PathBuf, Error> {
+/// The program beside this one, else of the PATH.
+pub fn found(program: &str) -> Result<PathBuf, Error> {
     let beside = std::env::current_exe().ok().and_then(|own| Some(own.parent()?.join(program)));
     beside.filter(|path| path.is_file()).or_else(|| on_path(program)).ok_or_else(|| {
         Error::new(Code::ConfigInvalid, format!("{program} is neither beside coderingctl nor on the PATH"))

@@ -5,6 +5,8 @@ mod daemon;
 mod place;
 mod ready;
 
+pub use daemon::found;
+
 use std::{path::PathBuf, pin::pin};
 
 use codering_core::{Code, Error};

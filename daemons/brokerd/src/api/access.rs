@@ -70,6 +70,9 @@ pub const METHODS: &[(&str, Access)] = &[
     ("codering.v1.Jobs/CancelTask", In(Job, Submitter)),
     ("codering.v1.Jobs/RetryTask", In(Job, Submitter)),
     ("codering.v1.Jobs/Logs", In(Job, Viewer)),
+    // A backup has every job, and the tokens' hashes.
+    ("codering.v1.Ledger/Check", Everywhere(Admin)),
+    ("codering.v1.Ledger/Backup", Everywhere(Admin)),
     // Nobody gives more than it has: `Auth` looks at the token that is asked for.
     ("codering.v1.Tokens/Create", AnyToken),
     ("codering.v1.Tokens/List", AnyToken),

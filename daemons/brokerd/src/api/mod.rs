@@ -12,7 +12,7 @@ mod follow;
 pub mod grpc;
 pub mod rest;
 mod rooms;
-mod views;
+pub(crate) mod views;
 
 #[cfg(test)]
 mod tests;

@@ -5,7 +5,7 @@ use codering_proto::v1;
 
 use crate::{
     broker::{JobEvent, ProjectView, QueueView, Running, TaskView, WorkerView, now, shown_state},
-    ledger::{Attempt, Build, Job, Role, Task, Token},
+    ledger::{Attempt, Build, Job, Report, Role, Task, Token},
     queue::DeadLetter,
 };
 
@@ -19,6 +19,20 @@ pub fn project(view: ProjectView) -> v1::Project {
         running_tasks: view.usage.running_tasks,
         result_bytes: view.usage.result_bytes,
         unfinished_jobs: view.usage.unfinished_jobs,
+    }
+}
+
+/// What was found of a ledger.
+pub fn ledger_report(report: Report) -> v1::LedgerReport {
+    v1::LedgerReport {
+        sound: report.problems.is_empty(),
+        problems: report.problems,
+        bytes: report.bytes,
+        schema: report.schema,
+        jobs: report.jobs,
+        tasks: report.tasks,
+        results: report.results,
+        newest_at_ms: report.newest_at,
     }
 }
 

@@ -58,6 +58,7 @@ impl Broker {
     pub(super) async fn dispatch_loop(self) {
         let mut bell = self.queues.bell();
         while !self.stop.is_cancelled() {
+            self.wait_for_room().await;
             let takes = self.scheduler().plan();
             for take in takes {
                 let broker = self.clone();
@@ -104,6 +105,7 @@ impl Broker {
             }
             Err(error) => {
                 tracing::warn!(project = %project, %error, "a message returns to its queue");
+                self.lease_failed(error);
                 tokio::select! {
                     () = tokio::time::sleep(REQUEUE_PAUSE) => {}
                     () = self.stop.cancelled() => {}

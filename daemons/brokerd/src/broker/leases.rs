@@ -21,6 +21,8 @@ pub(super) struct Held {
     pub deadline: Instant,
     /// When the renewal was last written to the ledger.
     pub written: Instant,
+    /// That it ended was told, though it is not recorded yet.
+    pub over: bool,
     /// What the worker is at.
     pub phase: String,
     /// Where it runs.
@@ -36,6 +38,7 @@ impl Held {
             task,
             deadline: now + lease,
             written: now,
+            over: false,
             phase: "assigned".into(),
             container_id: String::new(),
             image: String::new(),
@@ -174,10 +177,12 @@ impl Broker {
     async fn end_lease(&self, token: &LeaseToken, held: Held, why: &str) {
         let (key, worker) = (held.task.key.clone(), held.worker().cloned());
         let name = worker.as_ref().map_or("?", |w| w.as_str());
-        tracing::warn!(job = %key.job, task = %key.task, worker = name, why, "a lease ended");
-        self.metrics.lease_expiries.inc();
-        if let Some(job) = self.jobs.get(&key.job) {
-            job.note(format!("{} goes back to the queue: {why} ({name})", key.task));
+        if !held.over {
+            tracing::warn!(job = %key.job, task = %key.task, worker = name, why, "a lease ended");
+            self.metrics.lease_expiries.inc();
+            if let Some(job) = self.jobs.get(&key.job) {
+                job.note(format!("{} goes back to the queue: {why} ({name})", key.task));
+            }
         }
         let ended = Ended { message: format!("{why} ({name})"), ..Ended::default() };
         match self.change(&key, Some(held.task.clone()), Event::Expire { token: token.clone() }, ended).await
@@ -185,8 +190,10 @@ impl Broker {
             Ok(Changed::Yes(_) | Changed::Refused(..) | Changed::Missing) => self.let_go(token, &held),
             Err(error) => {
                 // The ledger is away: the lease stays, already over, and is ended when the ledger is back.
-                tracing::warn!(job = %key.job, task = %key.task, %error, "a lease could not be ended yet");
-                self.leases.insert(token.clone(), held);
+                if !held.over {
+                    tracing::warn!(job = %key.job, task = %key.task, %error, "a lease could not be ended yet");
+                }
+                self.leases.insert(token.clone(), Held { over: true, ..held });
             }
         }
     }

@@ -61,7 +61,9 @@ impl LiveLogs {
     /// will hold all of it.
     pub(super) fn open(dir: &Path) -> Result<Self, Error> {
         let fail = |error: std::io::Error| {
-            Error::new(Code::Internal, error.to_string()).at(dir.display().to_string())
+            let full = matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded);
+            let code = if full { Code::LedgerFull } else { Code::Internal };
+            Error::new(code, error.to_string()).at(dir.display().to_string())
         };
         match std::fs::remove_dir_all(dir) {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(fail(error)),
@@ -109,8 +111,15 @@ impl LiveLogs {
             Error::new(Code::Internal, format!("live output cannot be kept: {error}"))
         };
         let mut file = fs::OpenOptions::new().create(true).append(true).open(path).await.map_err(fail)?;
-        file.write_all(&data[from..to]).await.map_err(fail)?;
-        file.flush().await.map_err(fail)?;
+        let wrote = async {
+            file.write_all(&data[from..to]).await?;
+            file.flush().await
+        };
+        if let Err(error) = wrote.await {
+            // Half of it may be there, and the next piece goes where this one began.
+            let _ = file.set_len(*length).await;
+            return Err(fail(error));
+        }
         *length = end;
         drop(lengths);
         written.grown.send_modify(|n| *n = n.wrapping_add(1));
@@ -201,6 +210,10 @@ impl Broker {
         data: &[u8],
     ) -> Result<(), Error> {
         let Some(held) = self.leases.get(token, worker) else { return Ok(()) };
+        if self.settings.reserve.touched().is_some() {
+            // The room is for its result, which holds all of it.
+            return Ok(());
+        }
         let kept = self.logs.append(token, stream, offset, data).await;
         self.end_log_of_the_past(token, &held);
         kept

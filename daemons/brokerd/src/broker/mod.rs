@@ -19,13 +19,14 @@ mod queues;
 mod reconcile;
 mod refill;
 mod reports;
+mod room;
 mod scheduler;
 mod settings;
 mod submit;
 mod tasks;
 mod workers;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool};
 
 use codering_core::{Code, Error, JobId, LeaseToken, time::Millis};
 use tokio::sync::Notify;
@@ -42,7 +43,11 @@ pub use submit::{NewJob, Submission};
 pub use tasks::TaskView;
 pub use workers::WorkerView;
 
-use crate::{ledger::Ledger, metrics::Metrics, queue::Queues};
+use crate::{
+    ledger::{Ledger, Report, Snapshot},
+    metrics::Metrics,
+    queue::Queues,
+};
 
 /// A handle; clones share one broker.
 #[derive(Clone)]
@@ -67,6 +72,10 @@ pub struct Parts {
     worker_rows: tokio::sync::Mutex<()>,
     /// Held while a project is made, changed or removed.
     tenants: tokio::sync::Mutex<()>,
+    /// Submits that failed and could not be removed yet.
+    abandoned: room::Abandoned,
+    /// Whether the last lease could not be recorded, for the ledger's sake.
+    ledger_failed: AtomicBool,
     /// Rung when a slot is freed or a queue may have something.
     dispatch: Notify,
     stop: CancellationToken,
@@ -104,6 +113,8 @@ impl Broker {
             adopting: tokio::sync::Mutex::new(()),
             worker_rows: tokio::sync::Mutex::new(()),
             tenants: tokio::sync::Mutex::new(()),
+            abandoned: room::Abandoned::default(),
+            ledger_failed: AtomicBool::new(false),
             dispatch: Notify::new(),
             stop: CancellationToken::new(),
             tracker: TaskTracker::new(),
@@ -144,6 +155,16 @@ impl Broker {
     /// The queue backend's name.
     pub fn queue_backend(&self) -> &'static str {
         self.queues.backend()
+    }
+
+    /// Reads all of the ledger.
+    pub async fn audit_ledger(&self) -> Result<Report, Error> {
+        Ok(self.ledger.audit().await?)
+    }
+
+    /// A copy of the ledger as it is now.
+    pub async fn snapshot(&self) -> Result<Snapshot, Error> {
+        Ok(self.ledger.snapshot().await?)
     }
 
     /// Whether the ledger can be written.

@@ -45,6 +45,7 @@ impl Broker {
         let mut suspects = HashMap::new();
         let mut retention = tokio::time::Instant::now();
         loop {
+            self.remove_abandoned().await;
             if let Err(error) = self.reconcile(&mut suspects).await {
                 tracing::warn!(%error, "repair goes on later");
             }

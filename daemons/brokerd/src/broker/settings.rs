@@ -3,6 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use codering_core::Limits;
+use codering_kit::disk::Reserve;
 
 /// See each field; the defaults are those of an empty configuration.
 #[derive(Debug, Clone)]
@@ -23,6 +24,8 @@ pub struct Settings {
     pub live_dir: PathBuf,
     /// An open job is closed after this long without a raw message.
     pub open_job_idle: Duration,
+    /// What stays free on the ledger's disk.
+    pub reserve: Reserve,
     /// How often the ledger and the queues are compared.
     pub reconcile_every: Duration,
 }
@@ -46,6 +49,7 @@ impl Settings {
             max_tasks_per_job: 1_000_000,
             keep_for: Duration::from_secs(30 * 24 * 3600),
             keep_jobs: 10_000,
+            reserve: Reserve::new(&live_dir, 0),
             live_dir,
             open_job_idle: Duration::from_secs(60),
             reconcile_every: Duration::from_secs(10),

@@ -74,6 +74,9 @@ impl Broker {
             pending: Vec::new(),
             total: 0,
         };
+        if new.idempotency_key.is_none() {
+            self.check_room()?;
+        }
         submission.begin(new.idempotency_key).await?;
         Ok(submission)
     }
@@ -124,7 +127,8 @@ impl Submission {
             match self.broker.ledger.begin_job(self.job.clone(), key.clone()).await? {
                 Begun::New => {
                     self.begun = true;
-                    return Ok(());
+                    // Not before: what was taken once is answered again, room or none.
+                    return self.broker.check_room();
                 }
                 Begun::Existing(id) => {
                     self.existing = self.broker.ledger.job(&id).await?;
@@ -178,6 +182,7 @@ impl Submission {
     }
 
     async fn flush(&mut self) -> Result<(), Error> {
+        self.broker.check_room()?;
         let tasks = std::mem::take(&mut self.pending);
         let mut seen = HashSet::new();
         let twice = tasks.iter().find(|task| !seen.insert(&task.key.task)).map(|task| task.key.task.clone());
@@ -235,8 +240,8 @@ impl Drop for Submission {
             let (broker, id) = (self.broker.clone(), self.job.id.clone());
             self.broker.tracker.spawn(async move {
                 if let Err(error) = broker.ledger.delete_job(&id).await {
-                    // It was never committed: the next start removes it.
-                    tracing::debug!(job = %id, %error, "an abandoned submit stays until the next start");
+                    tracing::debug!(job = %id, %error, "a failed submit is removed later");
+                    broker.abandoned.push(id);
                 }
             });
         }

@@ -16,6 +16,8 @@ use crate::queue::QueueConfig;
 #[allow(missing_docs)]
 pub struct File {
     pub data_dir: PathBuf,
+    #[serde(deserialize_with = "read_size")]
+    pub min_free_disk: Option<u64>,
     pub public_names: Vec<String>,
     pub grpc: Grpc,
     pub rest: Rest,
@@ -32,6 +34,7 @@ impl Default for File {
     fn default() -> Self {
         Self {
             data_dir: "/var/lib/codering/brokerd".into(),
+            min_free_disk: None,
             public_names: vec!["localhost".into()],
             grpc: Grpc::default(),
             rest: Rest::default(),

@@ -12,6 +12,7 @@ use std::{
 };
 
 use codering_core::{Code, Error, Limits, LimitsPatch};
+use codering_kit::disk::Reserve;
 
 use crate::{
     broker::Settings,
@@ -71,8 +72,10 @@ impl Config {
         {
             return Err(wrong("public_names", format!("`{name}` is no host name or address")));
         }
-        let queue = checked_queue(file.queue, &file.data_dir)?;
+        let min_free_disk = file.min_free_disk.unwrap_or(MIN_FREE_DISK);
+        let queue = QueueConfig { min_free_disk, ..checked_queue(file.queue, &file.data_dir)? };
         let mut settings = Settings::new(file.data_dir.join("live"));
+        settings.reserve = Reserve::new(&file.data_dir, min_free_disk);
         let hour = Duration::from_secs(3600);
         set(&mut settings.lease, "leases.duration", file.leases.duration, Duration::from_secs(3)..=hour)?;
         let second = Duration::from_secs(1);
@@ -118,6 +121,10 @@ impl Config {
         })
     }
 }
+
+/// What is left free on the disk unless the file says otherwise: room for the results of what runs, and for the logs
+/// of the ledger and of the embedded queue.
+const MIN_FREE_DISK: u64 = 256 << 20;
 
 /// The credential (`LoadCredential=`) that holds RabbitMQ's address where the file names none.
 const QUEUE_CREDENTIAL: &str = "rabbitmq_url";

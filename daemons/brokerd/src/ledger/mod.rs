@@ -31,6 +31,19 @@ pub async fn open(path: &Path) -> std::result::Result<SharedLedger, Error> {
     Ok(sqlite::SqliteLedger::open(path).await?)
 }
 
+/// Reads a ledger's file, or a backup of one, that no brokerd has open.
+pub async fn inspect(path: &Path) -> std::result::Result<Report, Error> {
+    sqlite::inspect(path).await
+}
+
+/// Puts a backup in the place of the ledger at `path`, which no brokerd may have open; what is there is kept aside.
+///
+/// # Errors
+/// Where it cannot be done, nothing was changed, or the next start says to do it again.
+pub async fn restore(path: &Path, backup: &Path) -> std::result::Result<Restored, Error> {
+    sqlite::restore(path, backup).await
+}
+
 /// What a page of tasks or results weighs at most, and one of them more.
 pub const PAGE_BYTES: usize = 8 << 20;
 
@@ -41,6 +54,9 @@ pub enum LedgerError {
     /// Certainly not recorded.
     #[error("the ledger cannot be used: {0}")]
     Failed(String),
+    /// Certainly not recorded, for want of room on its disk.
+    #[error("the ledger has no room: {0}")]
+    Full(String),
     /// Perhaps recorded; ask before doing it again.
     #[error("the ledger did not say whether it recorded the change: {0}")]
     Unknown(String),
@@ -50,6 +66,7 @@ impl From<LedgerError> for Error {
     fn from(error: LedgerError) -> Self {
         let code = match error {
             LedgerError::Failed(_) => Code::LedgerUnavailable,
+            LedgerError::Full(_) => Code::LedgerFull,
             LedgerError::Unknown(_) => Code::LedgerUnknown,
         };
         Error::new(code, error.to_string())
@@ -246,6 +263,16 @@ pub trait Ledger: Send + Sync + 'static {
 
     /// Whether it can be written right now.
     async fn check(&self) -> Result<()>;
+
+    /// Reads all of it, and says what does not fit together. Slow, and in nobody's way.
+    async fn audit(&self) -> Result<Report> {
+        Err(LedgerError::Failed("its store is checked by the store's own tools".into()))
+    }
+
+    /// A copy of one moment, which [`restore`] takes.
+    async fn snapshot(&self) -> Result<Snapshot> {
+        Err(LedgerError::Failed("its store is backed up by the store's own tools".into()))
+    }
 
     /// What it has written since it was opened, for metrics.
     fn figures(&self) -> Figures;

@@ -255,3 +255,42 @@ pub struct Figures {
     /// Durable commits that they took.
     pub commits: u64,
 }
+
+/// Whether a ledger is whole, and what is in it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Report {
+    /// What does not fit together; empty where it is whole.
+    pub problems: Vec<String>,
+    /// Of its file.
+    pub bytes: u64,
+    /// Of its tables.
+    pub schema: u64,
+    /// Committed.
+    pub jobs: u64,
+    /// Of all jobs.
+    pub tasks: u64,
+    /// Recorded.
+    pub results: u64,
+    /// The newest change.
+    pub newest_at: Millis,
+}
+
+/// A copy of one moment; the file has no name and goes when it is closed.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// From its beginning.
+    pub file: std::fs::File,
+    /// Its length.
+    pub bytes: u64,
+}
+
+/// A backup that is in its place.
+#[derive(Debug)]
+pub struct Restored {
+    /// What is in it.
+    pub report: Report,
+    /// Where the file that was there is now.
+    pub aside: Option<std::path::PathBuf>,
+    /// Whether there was a checksum to compare with.
+    pub checksum: bool,
+}

@@ -22,6 +22,9 @@ pub struct QueueConfig {
     pub prefix: String,
     /// Where the embedded backend keeps `queue.db`; brokerd's own `data_dir` unless given.
     pub data_dir: Option<PathBuf>,
+    /// What the embedded backend leaves free on its disk: `min_free_disk` of the whole configuration.
+    #[serde(skip)]
+    pub min_free_disk: u64,
     /// The most messages on one queue of the embedded backend.
     pub max_messages: u64,
     /// The most bytes of messages on one queue of the embedded backend.
@@ -51,6 +54,7 @@ impl Default for QueueConfig {
             ca_file: None,
             prefix: String::new(),
             data_dir: None,
+            min_free_disk: 0,
             max_messages: 5_000_000,
             max_bytes: 8 << 30,
             max_message_bytes: 16 << 20,

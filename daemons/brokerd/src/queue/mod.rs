@@ -34,6 +34,9 @@ pub enum QueueError {
     /// The queue is at its bound; nothing was put.
     #[error("queue {0} is full")]
     Full(QueueName),
+    /// The disk under the backend is full, or down to its reserve; nothing was put.
+    #[error("the queue has no room: {0}")]
+    DiskFull(String),
     /// The message is over the bound; nothing was put.
     #[error("a message has at most {limit} bytes, this one {bytes}")]
     TooLarge {
@@ -50,9 +53,15 @@ impl From<QueueError> for Error {
             QueueError::Unavailable(_) => Code::QueueUnavailable,
             QueueError::NotFound(_) => Code::QueueNotFound,
             QueueError::Full(_) => Code::QueueFull,
+            QueueError::DiskFull(_) => Code::QueueDiskFull,
             QueueError::TooLarge { .. } => Code::TooLarge,
         };
-        Error::new(code, error.to_string())
+        let told = Error::new(code, error.to_string());
+        if code == Code::QueueDiskFull {
+            told.hint("free space on that disk, and it goes on by itself")
+        } else {
+            told
+        }
     }
 }
 

@@ -1,5 +1,7 @@
 //! From a command line to a drained process. [`run`] is the table of contents.
 
+mod repair;
+mod room;
 mod supervise;
 
 use std::{
@@ -45,6 +47,16 @@ struct Options {
     /// Checks the configuration, and what it points to, and exits.
     #[arg(long)]
     check: bool,
+    #[command(subcommand)]
+    verb: Option<Verb>,
+}
+
+/// What is done instead of serving.
+#[derive(Debug, clap::Subcommand)]
+enum Verb {
+    /// Looks into a ledger's file, or puts a backup in its place, while no brokerd runs. `coderingctl ledger` calls this.
+    #[command(subcommand)]
+    Ledger(repair::Verb),
 }
 
 /// The closing of ledger and queue gets this long, even where the drain's deadline has passed.
@@ -52,7 +64,11 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// All of `main`.
 pub fn main() -> ExitCode {
-    match start(&Options::parse()) {
+    let options = Options::parse();
+    if let Some(Verb::Ledger(verb)) = &options.verb {
+        return repair::main(verb, options.config.as_deref());
+    }
+    match start(&options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => codering_kit::failed(&error),
     }
@@ -104,13 +120,12 @@ async fn run(config: Config) -> Result<(), Error> {
     let rest_listener = listen::bind(config.rest).await?;
 
     notify::status("opening the ledger");
-    let ledger = ledger::open(&config.data_dir.join("ledger.db")).await?;
+    let opened = tokio::select! {
+        opened = room::waited_for(|| open(&config, &pki, &metrics)) => opened?,
+        () = shutdown.begun() => return Ok(()),
+    };
+    let Opened { ledger, queues, auth, broker } = opened;
     drop(ledger_open);
-    let queues = queue::open(&config.queue).await?;
-    let auth = Auth::new(ledger.clone(), pki.ca.clone(), metrics.clone());
-    auth.ensure_admin(&config.data_dir.join("admin.token")).await?;
-    let broker =
-        Broker::start(config.settings.clone(), ledger.clone(), queues.clone(), metrics.clone()).await?;
     // RabbitMQ may be away: submits are recorded all the same, and published when it is back.
     drop(queue_known);
 
@@ -144,6 +159,39 @@ async fn run(config: Config) -> Result<(), Error> {
     supervising.abort();
     close(queues, ledger).await;
     Ok(())
+}
+
+/// What is opened at start, and closed at the end.
+struct Opened {
+    ledger: SharedLedger,
+    queues: SharedQueues,
+    auth: Auth,
+    broker: Broker,
+}
+
+async fn open(config: &Config, pki: &Pki, metrics: &Arc<Metrics>) -> Result<Opened, Error> {
+    let ledger = ledger::open(&config.data_dir.join("ledger.db")).await?;
+    let queues = match queue::open(&config.queue).await {
+        Ok(queues) => queues,
+        Err(error) => {
+            ledger.close().await;
+            return Err(error.into());
+        }
+    };
+    let opened = async {
+        let auth = Auth::new(ledger.clone(), pki.ca.clone(), metrics.clone());
+        auth.ensure_admin(&config.data_dir.join("admin.token")).await?;
+        let (ledger, queues) = (ledger.clone(), queues.clone());
+        let broker = Broker::start(config.settings.clone(), ledger, queues, metrics.clone()).await?;
+        Ok((auth, broker))
+    };
+    match opened.await {
+        Ok((auth, broker)) => Ok(Opened { ledger, queues, auth, broker }),
+        Err(error) => {
+            close(queues, ledger).await;
+            Err(error)
+        }
+    }
 }
 
 fn make_data_dir(path: &Path) -> Result<(), Error> {

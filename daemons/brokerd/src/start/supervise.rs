@@ -51,6 +51,7 @@ impl Supervisor {
         let ledger = self.broker.check_ledger().await;
         self.metrics.ledger_writable.set(i64::from(ledger.is_ok()));
         self.readiness.degraded("ledger", ledger.err().map(|error| error.to_string()));
+        self.readiness.degraded("disk", self.broker.shortage());
         let projects = self.broker.projects(None).await.unwrap_or_default();
         let (queued, running) =
             projects.iter().fold((0, 0), |(q, r), p| (q + p.usage.queued_tasks, r + p.usage.running_tasks));

@@ -71,6 +71,12 @@ impl Rig {
 
     /// As a restart of the process does: the loops end where they are, and memory is gone.
     pub async fn restart(self) -> Self {
+        self.restart_with(|_| {}).await
+    }
+
+    /// The same on other settings.
+    pub async fn restart_with(mut self, change: impl FnOnce(&mut Settings)) -> Self {
+        change(&mut self.settings);
         self.broker.stop().await;
         self.queues.close().await;
         self.ledger.close().await;

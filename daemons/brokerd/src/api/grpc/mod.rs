@@ -1,6 +1,7 @@
 //! The gRPC services, with health and reflection. Every call passes [`guard`], which looks it up in the table.
 
 pub(super) mod jobs;
+mod ledger;
 mod projects;
 pub(super) mod queues;
 mod tokens;
@@ -22,8 +23,8 @@ use codering_proto::{
     FILE_DESCRIPTOR_SET,
     status::to_status,
     v1::{
-        jobs_server::JobsServer, projects_server::ProjectsServer, queues_server::QueuesServer,
-        tokens_server::TokensServer, workers_server::WorkersServer,
+        jobs_server::JobsServer, ledger_server::LedgerServer, projects_server::ProjectsServer,
+        queues_server::QueuesServer, tokens_server::TokensServer, workers_server::WorkersServer,
     },
 };
 use futures::{Stream, StreamExt};
@@ -94,6 +95,7 @@ pub fn router(api: &Api) -> Router {
                 .max_decoding_message_size(MESSAGE_BYTES)
                 .max_encoding_message_size(QUEUE_MESSAGE_BYTES),
         )
+        .add_service(LedgerServer::new(ledger::Service).max_decoding_message_size(MESSAGE_BYTES))
         .add_service(workers().max_decoding_message_size(MESSAGE_BYTES))
         .add_service(health)
         .add_service(reflection)

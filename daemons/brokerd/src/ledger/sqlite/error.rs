@@ -8,17 +8,22 @@ const CORRUPT: i32 = 11;
 const NOT_A_DATABASE: i32 = 26;
 const INPUT_OUTPUT: i32 = 10;
 const READ_ONLY: i32 = 8;
+/// `SQLITE_IOERR_SHMSIZE`.
+const SHARED_MEMORY: i32 = 4874;
+
+fn extended_code(error: &sqlx::Error) -> Option<i32> {
+    error.as_database_error()?.code()?.parse().ok()
+}
 
 /// SQLite's primary result code, where the error is SQLite's.
 fn primary_code(error: &sqlx::Error) -> Option<i32> {
-    let code: i32 = error.as_database_error()?.code()?.parse().ok()?;
-    Some(code & 0xff)
+    extended_code(error).map(|code| code & 0xff)
 }
 
 /// One sentence on what went wrong, and what to do.
 pub(super) fn told(error: &sqlx::Error) -> String {
     let advice = match primary_code(error) {
-        Some(FULL) => "the disk is full; free space, and it goes on by itself",
+        _ if is_full(error) => "the disk is full; free space, and it goes on by itself",
         Some(BUSY) => "another process holds the file; end it",
         Some(CORRUPT | NOT_A_DATABASE) => {
             "the file is damaged; stop codering-brokerd and restore a backup of it"
@@ -34,16 +39,33 @@ pub(super) fn told(error: &sqlx::Error) -> String {
     }
 }
 
+/// Whether there was no room on the disk. Memory that readers share is a file as well, and grows before anything is
+/// written.
+pub(super) fn is_full(error: &sqlx::Error) -> bool {
+    matches!(extended_code(error), Some(SHARED_MEMORY)) || primary_code(error) == Some(FULL)
+}
+
+/// Whether the file is not what was written.
+pub(super) fn is_damage(error: &sqlx::Error) -> bool {
+    matches!(primary_code(error), Some(CORRUPT | NOT_A_DATABASE))
+}
+
+/// Whether the disk itself gave an error, after which a connection is not trusted any more.
+pub(super) fn is_of_disk(error: &sqlx::Error) -> bool {
+    primary_code(error) == Some(INPUT_OUTPUT)
+}
+
 /// An error before COMMIT, or of a read: nothing was recorded.
 pub(super) fn failed(error: sqlx::Error) -> LedgerError {
-    LedgerError::Failed(told(&error))
+    if is_full(&error) { LedgerError::Full(told(&error)) } else { LedgerError::Failed(told(&error)) }
 }
 
 /// An error of COMMIT itself. A full disk or a lock is met before the frame that commits is complete,
-/// so that nothing was recorded; an fsync that failed leaves it open.
+/// so that nothing was recorded; an fsync that failed leaves it open, and so does what comes after it.
 pub(super) fn of_commit(error: &sqlx::Error) -> LedgerError {
     match primary_code(error) {
-        Some(FULL | BUSY) => LedgerError::Failed(told(error)),
+        Some(FULL) => LedgerError::Full(told(error)),
+        Some(BUSY) => LedgerError::Failed(told(error)),
         _ => LedgerError::Unknown(told(error)),
     }
 }

@@ -4,9 +4,11 @@
 //! - [`writer`]: the one writer, which lets many operations share one fsync; [`batch`]: its transaction.
 //! - [`change`]: compare-and-set; [`add`], [`delete`]: tasks that come and jobs that go.
 //! - [`jobs`], [`tasks`], [`results`], [`records`]: everything else, by what it is about.
+//! - [`audit`], [`snapshot`], [`restore`]: is it whole, a copy of it, and a copy in its place.
 //! - [`codec`]: rows to types and back; [`bulk`]: statements over many rows; [`error`]: what SQLite says.
 
 mod add;
+mod audit;
 mod batch;
 mod bulk;
 mod change;
@@ -16,19 +18,25 @@ mod error;
 mod jobs;
 mod open;
 mod records;
+mod restore;
 mod results;
+mod snapshot;
 mod tasks;
 #[cfg(test)]
 mod tests;
 mod writer;
 
-use std::{fs::File, path::Path, sync::Arc};
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use async_trait::async_trait;
 use codering_core::{
     Error, JobId, Outcome, ProjectName, QueueName, TaskId, TaskKey, TaskResult, job::TaskCounts, time::Millis,
 };
-use sqlx::SqlitePool;
+use sqlx::{ConnectOptions, Connection, SqlitePool};
 use tokio::{sync::Mutex, task::JoinHandle};
 
 use self::{
@@ -40,6 +48,9 @@ use super::*;
 
 /// A ledger file, open. One process at a time.
 pub(super) struct SqliteLedger {
+    path: PathBuf,
+    /// One at a time: each takes as much room as the ledger.
+    snapshots: Mutex<()>,
     writer: Writer,
     readers: SqlitePool,
     open: Mutex<Option<(JoinHandle<()>, File)>>,
@@ -51,8 +62,19 @@ impl SqliteLedger {
         let opened = open::open(path).await?;
         let (writer, ended) = Writer::start(path.to_owned(), opened.options, opened.writer);
         let open = Mutex::new(Some((ended, opened.lock)));
-        Ok(Arc::new(Self { writer, readers: opened.readers, open }))
+        let (path, snapshots) = (path.to_owned(), Mutex::default());
+        Ok(Arc::new(Self { path, snapshots, writer, readers: opened.readers, open }))
     }
+}
+
+/// Reads a file that nothing writes; one that cannot be opened at all has that as its problem.
+pub(super) async fn inspect(path: &Path) -> std::result::Result<Report, Error> {
+    open::inspect(path).await
+}
+
+/// See [`restore`].
+pub(super) async fn restore(path: &Path, backup: &Path) -> std::result::Result<Restored, Error> {
+    restore::restore(path, backup).await
 }
 
 fn no_job(id: &JobId) -> LedgerError {
@@ -300,6 +322,24 @@ impl Ledger for SqliteLedger {
         self.writer.write((), |(), batch| Box::pin(records::beat(batch))).await
     }
 
+    async fn audit(&self) -> Result<Report> {
+        // Not one of the readers: it takes long, and they are waited for.
+        let mut connection = open::reading(&self.path).connect().await.map_err(failed)?;
+        let report = audit::audit(&mut connection).await.map_err(failed);
+        connection.close().await.map_err(failed)?;
+        let bytes = std::fs::metadata(&self.path).map_or(0, |about| about.len());
+        Ok(Report { bytes, ..report? })
+    }
+
+    async fn snapshot(&self) -> Result<Snapshot> {
+        let Ok(_one) = self.snapshots.try_lock() else {
+            return Err(LedgerError::Failed(
+                "a backup of it is being made; try again when it is done".into(),
+            ));
+        };
+        snapshot::take(&self.path).await
+    }
+
     fn figures(&self) -> Figures {
         self.writer.figures()
     }
@@ -307,8 +347,13 @@ impl Ledger for SqliteLedger {
     async fn close(&self) {
         // The readers first: the last connection to close copies the log into the file and removes it.
         self.readers.close().await;
+        let opened = self.open.lock().await.take();
+        if let Some((_, lock)) = &opened {
+            // Before the log goes with the last connection: a log that is gone is no loss from now on.
+            open::mark_closed(lock);
+        }
         self.writer.close().await;
-        if let Some((ended, lock)) = self.open.lock().await.take() {
+        if let Some((ended, lock)) = opened {
             if let Err(error) = ended.await {
                 tracing::error!(%error, "the ledger's writer failed");
             }

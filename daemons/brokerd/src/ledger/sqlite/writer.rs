@@ -296,7 +296,7 @@ impl Writing {
         };
         // After a failed COMMIT there may be no transaction left to roll back.
         let rolled_back = batch.roll_back().await.is_ok();
-        if !rolled_back || matches!(fault, Fault::Commit(_)) {
+        if !rolled_back || matches!(fault, Fault::Commit(_)) || error::is_of_disk(fault.error()) {
             self.batch = None;
         }
         tracing::warn!(file = %self.path.display(), error = %fault.error(), "a ledger transaction was undone");

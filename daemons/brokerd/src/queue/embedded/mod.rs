@@ -26,6 +26,7 @@ use std::{
 
 use async_trait::async_trait;
 use codering_core::QueueName;
+use codering_kit::disk::Reserve;
 use sqlx::{
     SqlitePool,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
@@ -38,6 +39,8 @@ use writer::{Op, Writer};
 
 /// How many calls may wait for the writer; a further one waits to be let in.
 const WAITING_CALLS: usize = 1024;
+/// A file up to this size is checked all through at every start.
+const CHECKED_BYTES: u64 = 16 << 20;
 /// Removing and moving of many messages goes in steps, so that other calls get their turn.
 const STEP_MESSAGES: i64 = 5_000;
 
@@ -48,15 +51,15 @@ struct Shared {
     listened: Mutex<HashSet<QueueName>>,
     bell: watch::Sender<u64>,
     /// Why the last group of calls could not be committed; `None` when it was.
-    failure: Mutex<Option<String>>,
+    failure: Mutex<Option<QueueError>>,
 }
 
 impl Shared {
-    fn failure(&self) -> Option<String> {
+    fn failure(&self) -> Option<QueueError> {
         self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn set_failure(&self, failure: Option<String>) {
+    fn set_failure(&self, failure: Option<QueueError>) {
         *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = failure;
     }
 
@@ -78,6 +81,7 @@ pub struct Embedded {
     max_message_bytes: usize,
     /// There from the first [`Queues::remember`] on, for as long as `queue.db` is.
     known: PathBuf,
+    reserve: Reserve,
     /// Held while open: the counters are this process's own.
     _lock: File,
 }
@@ -104,7 +108,18 @@ pub(super) async fn open(directory: &Path, config: &QueueConfig) -> Result<Share
         .synchronous(SqliteSynchronous::Full)
         .pragma("journal_size_limit", "67108864")
         .busy_timeout(Duration::from_secs(2));
-    let store = store::Store::open(&options).await.map_err(|e| say("cannot open it", e.to_string()))?;
+    let sql = |what: &str, error: sqlx::Error| match store::told(&error) {
+        full @ QueueError::DiskFull(_) => full,
+        _ if store::is_damage(&error) => damaged(directory, &error.to_string()),
+        _ => say(what, error.to_string()),
+    };
+    let mut store = store::Store::open(&options).await.map_err(|e| sql("cannot open it", e))?;
+    let bytes = std::fs::metadata(directory.join("queue.db")).map_or(0, |about| about.len());
+    if bytes <= CHECKED_BYTES
+        && let Some(fault) = store.fault().await.map_err(|e| sql("cannot read it", e))?
+    {
+        return Err(damaged(directory, &fault));
+    }
     let readers = SqlitePoolOptions::new()
         .max_connections(2)
         .acquire_timeout(Duration::from_secs(10))
@@ -120,14 +135,31 @@ pub(super) async fn open(directory: &Path, config: &QueueConfig) -> Result<Share
     let (ops, waiting) = mpsc::channel(WAITING_CALLS);
     let writer = Writer::new(store, bounds, shared.clone(), waiting, ops.downgrade())
         .await
-        .map_err(|e| say("cannot read it", e.to_string()))?;
+        .map_err(|e| sql("cannot read it", e))?;
     tokio::spawn(writer.run());
     let max_message_bytes = usize::try_from(config.max_message_bytes).unwrap_or(usize::MAX);
-    let queues =
-        std::sync::Arc::new(Embedded { shared, ops, readers, max_message_bytes, known, _lock: lock });
+    let queues = std::sync::Arc::new(Embedded {
+        shared,
+        ops,
+        readers,
+        max_message_bytes,
+        known,
+        reserve: Reserve::new(directory, config.min_free_disk),
+        _lock: lock,
+    });
     // What a delete of an earlier run did not finish.
     while queues.call(|reply| Op::Sweep { reply }).await? {}
     Ok(queues)
+}
+
+/// It may go: what waits for workers is in the ledger as well.
+fn damaged(directory: &Path, why: &str) -> QueueError {
+    let file = directory.join("queue.db").display().to_string();
+    QueueError::Unavailable(format!(
+        "{file}: the file is damaged: {why}. Move it away, with {file}-wal where there is one, and start again: brokerd \
+         makes a new one and puts every task that waits on it again from the ledger. Lost are only messages that others \
+         put and nobody took yet; those of the done queues come once more"
+    ))
 }
 
 impl Embedded {
@@ -147,7 +179,7 @@ async fn call<T>(
     op: impl FnOnce(oneshot::Sender<Result<T>>) -> Op,
 ) -> Result<T> {
     let lost =
-        || QueueError::Unavailable(shared.failure().unwrap_or_else(|| "the embedded queue is closed".into()));
+        || shared.failure().unwrap_or_else(|| QueueError::Unavailable("the embedded queue is closed".into()));
     let (reply, answer) = oneshot::channel();
     ops.send(op(reply)).await.map_err(|_| lost())?;
     answer.await.map_err(|_| lost())?
@@ -189,6 +221,10 @@ impl Queues for Embedded {
     async fn put(&self, queue: &QueueName, message: Message) -> Result<()> {
         if message.body.len() > self.max_message_bytes {
             return Err(QueueError::TooLarge { bytes: message.body.len(), limit: self.max_message_bytes });
+        }
+        // Room for takes and acks, which write as well.
+        if let Some(short) = self.reserve.touched() {
+            return Err(QueueError::DiskFull(short.to_string()));
         }
         self.call(|reply| Op::Put { queue: queue.clone(), message, reply }).await
     }
@@ -243,7 +279,7 @@ impl Queues for Embedded {
         if self.ops.is_closed() {
             return Err("the embedded queue is closed".into());
         }
-        self.shared.failure().map_or(Ok(()), Err)
+        self.shared.failure().map_or(Ok(()), |error| Err(error.to_string()))
     }
 
     async fn close(&self) {

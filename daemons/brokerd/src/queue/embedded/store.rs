@@ -3,6 +3,7 @@
 use codering_core::QueueName;
 use sqlx::{
     Connection, Row as _, SqliteConnection, SqlitePool,
+    migrate::MigrateError,
     sqlite::{SqliteConnectOptions, SqliteRow},
 };
 
@@ -10,7 +11,7 @@ use super::{
     books::{Account, Books},
     settle::Row,
 };
-use crate::queue::{DeadLetter, Message};
+use crate::queue::{DeadLetter, Message, QueueError};
 
 type Result<T> = std::result::Result<T, sqlx::Error>;
 
@@ -22,7 +23,7 @@ const INSERT_MANY: &str = "INSERT INTO message (id, queue, priority, body) VALUE
     (?,?,?,?),(?,?,?,?),(?,?,?,?),(?,?,?,?),(?,?,?,?),(?,?,?,?),(?,?,?,?),(?,?,?,?)";
 
 /// The writing connection.
-pub(super) struct Store(SqliteConnection);
+pub(super) struct Store(SqliteConnection, SqliteConnectOptions);
 
 /// A message as it was taken.
 pub(super) struct TakenRow {
@@ -37,6 +38,34 @@ pub(super) struct DeadRow {
     pub(super) id: i64,
     pub(super) from: String,
     pub(super) bytes: u64,
+}
+
+/// SQLite's own code, also of what failed in a migration.
+fn code(error: &sqlx::Error) -> Option<i32> {
+    if let sqlx::Error::Migrate(migration) = error {
+        return match &**migration {
+            MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => code(error),
+            _ => None,
+        };
+    }
+    error.as_database_error()?.code()?.parse().ok()
+}
+
+/// `SQLITE_FULL`, and `SQLITE_IOERR_SHMSIZE`: memory shared with readers is a file, too.
+const FULL: [i32; 2] = [13, 4874];
+/// `SQLITE_CORRUPT` and `SQLITE_NOTADB`, of which there are kinds.
+const DAMAGED: [i32; 2] = [11, 26];
+
+/// What failed, as the callers are told.
+pub(super) fn told(error: &sqlx::Error) -> QueueError {
+    let told = format!("queue.db cannot be written: {error}");
+    let full = code(error).is_some_and(|code| FULL.contains(&code));
+    if full { QueueError::DiskFull(told) } else { QueueError::Unavailable(told) }
+}
+
+/// Whether the file is not what it was.
+pub(super) fn is_damage(error: &sqlx::Error) -> bool {
+    code(error).is_some_and(|code| DAMAGED.contains(&(code & 0xff)))
 }
 
 fn ids_json(ids: impl IntoIterator<Item = i64>) -> String {
@@ -63,7 +92,19 @@ impl Store {
     pub(super) async fn open(options: &SqliteConnectOptions) -> Result<Self> {
         let mut connection = SqliteConnection::connect_with(options).await?;
         sqlx::migrate!("./migrations/queue").run(&mut connection).await?;
-        Ok(Self(connection))
+        Ok(Self(connection, options.clone()))
+    }
+
+    /// Goes on with a connection of its own.
+    pub(super) async fn reopen(&mut self) -> Result<()> {
+        self.0 = SqliteConnection::connect_with(&self.1).await?;
+        Ok(())
+    }
+
+    /// What is wrong with the file, if something is.
+    pub(super) async fn fault(&mut self) -> Result<Option<String>> {
+        let found: String = sqlx::query_scalar("PRAGMA quick_check(1)").fetch_one(&mut self.0).await?;
+        Ok(Some(found).filter(|found| found != "ok"))
     }
 
     pub(super) async fn close(self) -> Result<()> {

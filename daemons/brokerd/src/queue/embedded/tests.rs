@@ -68,6 +68,58 @@ async fn what_was_taken_and_not_settled_is_back_after_a_restart_and_marked() {
 }
 
 #[tokio::test]
+async fn below_the_reserve_puts_are_refused_and_takes_and_acks_go_on() {
+    let directory = tempfile::tempdir().expect("directory");
+    let queue = name("p.todo");
+    let queues = open_at(directory.path()).await;
+    queues.create(&queue).await.expect("create");
+    queues.put(&queue, Message::new("before")).await.expect("put");
+    queues.close().await;
+    drop(queues);
+
+    let all_of_it = QueueConfig { min_free_disk: u64::MAX, ..QueueConfig::default() };
+    let queues = open(directory.path(), &all_of_it).await.expect("opens");
+    let refused =
+        codering_core::Error::from(queues.put(&queue, Message::new("x")).await.expect_err("no room"));
+    assert_eq!(refused.code, codering_core::Code::QueueDiskFull);
+    assert!(
+        refused.to_string().contains("free space") && refused.to_string().contains("in reserve"),
+        "{refused}"
+    );
+    assert_eq!(queues.depth(&queue).await.expect("depth"), Depth { ready: 1, unacked: 0 }, "nothing was put");
+    let taken = queues.take(&queue, 2).await.expect("take").pop().expect("one");
+    assert_eq!(&taken.body[..], b"before");
+    taken.settle.ack().await.expect("ack");
+    assert_eq!(queues.depth(&queue).await.expect("depth"), Depth::default());
+}
+
+#[tokio::test]
+async fn a_damaged_file_is_refused_with_what_is_lost_without_it_and_what_to_do() {
+    let directory = tempfile::tempdir().expect("directory");
+    let queues = open_at(directory.path()).await;
+    queues.create(&name("p.todo")).await.expect("create");
+    for n in 0..200 {
+        queues.put(&name("p.todo"), Message::new(format!("{n:0>500}"))).await.expect("put");
+    }
+    queues.close().await;
+    drop(queues);
+    let file = directory.path().join("queue.db");
+    let whole = std::fs::read(&file).expect("read");
+    let mut page = whole.clone();
+    page[8192..20_480].fill(0xa5);
+    for damaged in [whole[..whole.len() / 2].to_vec(), page, b"no database at all".repeat(99)] {
+        std::fs::write(&file, damaged).expect("write");
+        let error = open(directory.path(), &QueueConfig::default()).await.err().expect("refused").to_string();
+        assert!(
+            error.contains("damaged") && error.contains("Move it away") && error.contains("ledger"),
+            "{error}"
+        );
+    }
+    std::fs::write(&file, whole).expect("write");
+    assert_eq!(open_at(directory.path()).await.depth(&name("p.todo")).await.expect("depth").ready, 200);
+}
+
+#[tokio::test]
 async fn a_second_process_may_not_open_the_same_queues() {
     let directory = tempfile::tempdir().expect("directory");
     let first = open_at(directory.path()).await;

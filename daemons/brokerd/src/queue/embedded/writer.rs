@@ -16,7 +16,7 @@ use super::{
     Shared,
     books::{Account, Books, Bounds},
     settle::{Row, Taken},
-    store::Store,
+    store::{self, Store},
 };
 use crate::queue::{DELIVERY_LIMIT, Delivery, Message, QueueError, Result};
 
@@ -167,7 +167,7 @@ impl Writer {
             Err(error) => {
                 tracing::error!(%error, "queue.db cannot be written");
                 self.store.roll_back().await;
-                self.shared.set_failure(Some(format!("queue.db cannot be written: {error}")));
+                self.shared.set_failure(Some(store::told(&error)));
                 // Rows of an outage stay bounded by what was taken before it.
                 self.owed.extend(rows);
                 self.rang = false;
@@ -197,6 +197,8 @@ impl Writer {
         if self.shared.failure().is_none() {
             return Ok(());
         }
+        // After an error of the disk a connection is not trusted any more.
+        self.store.reopen().await?;
         self.store.begin().await?;
         self.store.release(self.owed.iter().map(|row| row.id)).await?;
         self.store.commit().await?;

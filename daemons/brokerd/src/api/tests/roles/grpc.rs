@@ -50,6 +50,8 @@ const TABLE: &[Row] = &[
     row("codering.v1.Jobs/CancelTask",       "AaSs",     "task.finished",   "job.not_found"),
     row("codering.v1.Jobs/RetryTask",        "AaSs",     "task.unfinished", "job.not_found"),
     row("codering.v1.Jobs/Logs",             "AaSsVv",   "ok",              "job.not_found"),
+    row("codering.v1.Ledger/Check",          "A",        "ok",              "auth.denied"),
+    row("codering.v1.Ledger/Backup",         "A",        "ok",              "auth.denied"),
     // Nobody makes, sees or revokes what reaches further than its own.
     row("codering.v1.Tokens/Create",         "Aa",       "ok",              "auth.denied"),
     row("codering.v1.Tokens/List",           "Aao",      "ok",              ""),
@@ -101,8 +103,8 @@ fn request(people: &People, method: &str) -> Vec<u8> {
     let token = "0".repeat(32);
     match method.rsplit_once('.').expect("a package").1 {
         "Projects/Create" => v1::CreateProjectRequest { name: pi(), ..Default::default() }.encode_to_vec(),
-        "Projects/List" | "Tokens/List" | "Tokens/WhoAmI" | "Workers/List" | "Health/Check"
-        | "Health/Watch" => Vec::new(),
+        "Projects/List" | "Tokens/List" | "Tokens/WhoAmI" | "Workers/List" | "Ledger/Check"
+        | "Ledger/Backup" | "Health/Check" | "Health/Watch" => Vec::new(),
         "Projects/Get" => v1::GetProjectRequest { name: pi() }.encode_to_vec(),
         "Projects/Delete" => v1::DeleteProjectRequest { name: pi(), force: false }.encode_to_vec(),
         "Projects/SetQuota" => v1::SetQuotaRequest { name: pi(), quota: None }.encode_to_vec(),

@@ -51,7 +51,7 @@ async fn fill_and_free(directory: &Path) {
         recorded += 1;
         assert!(recorded < 100, "10 MiB do not hold this");
     };
-    assert!(matches!(&error, LedgerError::Failed(why) if why.contains("free space")), "{error}");
+    assert!(matches!(&error, LedgerError::Full(why) if why.contains("free space")), "{error}");
 
     // What failed is not there, what was answered is, and reads go on.
     assert_eq!(ledger.result(&key(&job, recorded)).await.unwrap(), None);

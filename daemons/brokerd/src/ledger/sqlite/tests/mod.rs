@@ -1,3 +1,4 @@
+mod audit;
 mod crash;
 mod full_disk;
 mod load;
