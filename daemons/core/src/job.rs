@@ -78,13 +78,6 @@ impl TaskCounts {
         self.total += n;
     }
 
-    /// A task moved.
-    pub fn moved(&mut self, from: &State, to: &State) {
-        let bucket = self.bucket(from);
-        *bucket = bucket.saturating_sub(1);
-        *self.bucket(to) += 1;
-    }
-
     fn bucket(&mut self, state: &State) -> &mut u64 {
         match state {
             State::Ready { .. } => &mut self.queued,
@@ -98,6 +91,55 @@ impl TaskCounts {
     /// Tasks whose result is recorded.
     pub fn done(&self) -> u64 {
         self.succeeded + self.failed + self.cancelled
+    }
+}
+
+/// Counters that are told of changes after they were stored, each by whoever made it: two changes of one task may come in
+/// the wrong order. A counter is then below zero until the other one has come, and right from then on.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Tally {
+    shown: TaskCounts,
+    /// What the counters, which do not go below zero, could not take.
+    owed: TaskCounts,
+}
+
+impl From<TaskCounts> for Tally {
+    fn from(shown: TaskCounts) -> Self {
+        Self { shown, owed: TaskCounts::default() }
+    }
+}
+
+impl Tally {
+    /// Counts `n` tasks in `state`.
+    pub fn add(&mut self, state: &State, n: u64) {
+        self.shown.total += n;
+        self.come(state, n);
+    }
+
+    /// A task moved.
+    pub fn moved(&mut self, from: &State, to: &State) {
+        match self.shown.bucket(from) {
+            0 => *self.owed.bucket(from) += 1,
+            there => *there -= 1,
+        }
+        self.come(to, 1);
+    }
+
+    /// An attempt after the first began.
+    pub fn retried(&mut self) {
+        self.shown.retried += 1;
+    }
+
+    fn come(&mut self, state: &State, n: u64) {
+        let owed = self.owed.bucket(state);
+        let paid = n.min(*owed);
+        *owed -= paid;
+        *self.shown.bucket(state) += n - paid;
+    }
+
+    /// The counters as they are now.
+    pub fn counts(&self) -> TaskCounts {
+        self.shown
     }
 }
 
@@ -207,9 +249,22 @@ mod tests {
 
     #[test]
     fn moving_a_task_keeps_the_total() {
-        let mut c = counts(2, 0, 0, 0);
+        let mut tally = Tally::from(counts(2, 0, 0, 0));
         let ready = State::Ready { published: true, not_before: 0 };
-        c.moved(&ready, &State::Done(Outcome::OutOfMemory));
+        tally.moved(&ready, &State::Done(Outcome::OutOfMemory));
+        let c = tally.counts();
         assert_eq!((c.total, c.queued, c.failed), (2, 1, 1));
+    }
+
+    #[test]
+    fn changes_that_are_told_in_the_wrong_order_come_to_the_same() {
+        let ready = State::Ready { published: false, not_before: 0 };
+        let (failed, good) = (State::Done(Outcome::Failed), State::Done(Outcome::Succeeded));
+        let mut tally = Tally::from(counts(1, 0, 0, 0));
+        // A retry is told before the failure that it followed.
+        for (from, to) in [(&failed, &ready), (&ready, &failed), (&ready, &good)] {
+            tally.moved(from, to);
+        }
+        assert_eq!(tally.counts(), counts(0, 0, 1, 0));
     }
 }

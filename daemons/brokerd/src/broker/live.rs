@@ -13,7 +13,7 @@ use std::{
 
 use codering_core::{
     JobId, Outcome,
-    job::{JobFlags, JobState, job_state},
+    job::{JobFlags, JobState, Tally, job_state},
     task::State,
 };
 use tokio::sync::watch;
@@ -39,6 +39,8 @@ pub struct LiveJob {
 #[derive(Debug)]
 struct Inner {
     job: ledger::Job,
+    /// Where the row's counters come from.
+    tally: Tally,
     /// The reduce step that counts: `None` outside while there is none, inside while it is not done.
     reduced: Option<Option<Outcome>>,
     notes: VecDeque<(u64, String)>,
@@ -52,6 +54,7 @@ impl LiveJob {
     pub fn new(job: ledger::Job, reduced: Option<Option<Outcome>>) -> Arc<Self> {
         Arc::new(Self {
             state: Mutex::new(Inner {
+                tally: job.counts.into(),
                 job,
                 reduced,
                 notes: VecDeque::new(),
@@ -109,8 +112,10 @@ impl LiveJob {
                 _ => None,
             });
         } else {
-            inner.job.counts.moved(from, to);
-            inner.job.counts.retried += u64::from(retried);
+            inner.tally.moved(from, to);
+            if retried {
+                inner.tally.retried();
+            }
             if matches!(to, State::Done(_)) {
                 inner.count_finish();
                 // It gets on: what held it up is over.
@@ -125,7 +130,7 @@ impl LiveJob {
     /// A task was added to it (a raw message).
     pub fn added(&self, state: &State) {
         let mut inner = self.lock();
-        inner.job.counts.add(state, 1);
+        inner.tally.add(state, 1);
         inner.last_message = Instant::now();
         inner.derive();
         drop(inner);
@@ -234,6 +239,7 @@ impl Inner {
     }
 
     fn derive(&mut self) {
+        self.job.counts = self.tally.counts();
         self.job.state = job_state(&self.job.counts, self.flags());
     }
 

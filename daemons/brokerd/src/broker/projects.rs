@@ -5,7 +5,12 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use codering_core::{Code, Error, ProjectName, QueueName, quota::Quota, task::State};
+use codering_core::{
+    Code, Error, ProjectName, QueueName,
+    job::{Tally, TaskCounts},
+    quota::Quota,
+    task::State,
+};
 
 use super::{Broker, now};
 use crate::ledger::{JobFilter, Project, Usage};
@@ -21,19 +26,35 @@ pub struct ProjectView {
 
 /// The projects in memory.
 #[derive(Debug, Default)]
-pub(super) struct Projects(Mutex<BTreeMap<ProjectName, ProjectView>>);
+pub(super) struct Projects(Mutex<BTreeMap<ProjectName, Entry>>);
+
+#[derive(Debug)]
+struct Entry {
+    view: ProjectView,
+    /// Where the view's counters of tasks come from.
+    tally: Tally,
+}
+
+impl Entry {
+    fn tell(&mut self) {
+        let counts = self.tally.counts();
+        (self.view.usage.queued_tasks, self.view.usage.running_tasks) = (counts.queued, counts.running);
+    }
+}
 
 impl Projects {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<ProjectName, ProjectView>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<ProjectName, Entry>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn get(&self, name: &ProjectName) -> Option<ProjectView> {
-        self.lock().get(name).cloned()
+        self.lock().get(name).map(|entry| entry.view.clone())
     }
 
     pub(super) fn put(&self, view: ProjectView) {
-        self.lock().insert(view.project.name.clone(), view);
+        let (queued, running) = (view.usage.queued_tasks, view.usage.running_tasks);
+        let tally = TaskCounts { queued, running, ..TaskCounts::default() }.into();
+        self.lock().insert(view.project.name.clone(), Entry { view, tally });
     }
 
     fn remove(&self, name: &ProjectName) {
@@ -44,32 +65,25 @@ impl Projects {
         self.lock().keys().cloned().collect()
     }
 
-    fn usage<T>(&self, name: &ProjectName, change: impl FnOnce(&mut Usage) -> T) -> Option<T> {
-        self.lock().get_mut(name).map(|view| change(&mut view.usage))
-    }
-
     /// A task moved.
     pub(super) fn moved(&self, name: &ProjectName, from: &State, to: &State) {
-        self.usage(name, |usage| {
-            match from {
-                State::Ready { .. } => usage.queued_tasks = usage.queued_tasks.saturating_sub(1),
-                State::Leased(_) => usage.running_tasks = usage.running_tasks.saturating_sub(1),
-                State::Done(_) => {}
-            }
-            match to {
-                State::Ready { .. } => usage.queued_tasks += 1,
-                State::Leased(_) => usage.running_tasks += 1,
-                State::Done(_) => {}
-            }
-        });
+        let mut projects = self.lock();
+        let Some(entry) = projects.get_mut(name) else { return };
+        entry.tally.moved(from, to);
+        entry.tell();
     }
 
     pub(super) fn queued(&self, name: &ProjectName, n: u64) {
-        self.usage(name, |usage| usage.queued_tasks += n);
+        let mut projects = self.lock();
+        let Some(entry) = projects.get_mut(name) else { return };
+        entry.tally.add(&State::Ready { published: false, not_before: 0 }, n);
+        entry.tell();
     }
 
     pub(super) fn stored(&self, name: &ProjectName, bytes: u64) {
-        self.usage(name, |usage| usage.result_bytes += bytes);
+        if let Some(entry) = self.lock().get_mut(name) {
+            entry.view.usage.result_bytes += bytes;
+        }
     }
 
     /// Refuses what would pass a quota.
@@ -139,9 +153,9 @@ impl Broker {
     /// Projects by name; `only` limits them to those that a token may see.
     pub async fn projects(&self, only: Option<&[ProjectName]>) -> Result<Vec<ProjectView>, Error> {
         let seen = |name: &ProjectName| only.is_none_or(|only| only.contains(name));
-        let views: Vec<_> =
-            self.projects.lock().values().filter(|v| seen(&v.project.name)).cloned().collect();
-        Ok(views.into_iter().map(|view| self.with_jobs(view)).collect())
+        let names = self.projects.names();
+        let views = names.iter().filter(|name| seen(name)).filter_map(|name| self.projects.get(name));
+        Ok(views.map(|view| self.with_jobs(view)).collect())
     }
 
     /// One project.
@@ -212,7 +226,7 @@ impl Broker {
         view.project.quota = quota;
         self.ledger.put_project(view.project.clone()).await?;
         if let Some(live) = self.projects.lock().get_mut(name) {
-            live.project.quota = quota;
+            live.view.project.quota = quota;
         }
         self.scheduler().set_quota(name, quota.running_slots);
         self.dispatch.notify_one();
