@@ -1,8 +1,7 @@
 //! The invariants of ARCHITECTURE.md on a model of the whole protocol: a ledger with compare-and-set, a queue that loses,
 //! doubles and reorders, workers with clocks of their own, late and doubled reports, and a broker that dies between any
 //! two of its steps. Random scripts, checked after each step; one that fails is shrunk to a short one, which is printed.
-//! The state machine is the real one; what brokerd does around it is mirrored (`broker.rs`), and
-//! `daemons/brokerd/tests/interleaving.rs` runs scripts against the real thing.
+//! The state machine is the real one; what brokerd does around it is mirrored (`broker.rs`).
 //!
 //! `CODERING_TEST_SCRIPTS=100000 cargo test -p codering-core --test model` runs more of them, and
 //! `CODERING_TEST_SEED=N` that one alone.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use codering_core::{
     Outcome,
-    task::{Event, State},
+    task::{Event, LONGEST_PAUSE_MS, State},
 };
 
 use super::{
@@ -37,6 +37,8 @@ pub enum Step {
     Reconcile,
     /// An operation of the broker takes one step.
     Broker(usize),
+    /// All of them take all their steps.
+    Drain,
     Attach(usize),
     Cut(usize),
     Beat(usize),
@@ -46,6 +48,8 @@ pub enum Step {
     /// The next message of a stream arrives.
     Hear(usize),
     Speak(usize),
+    /// All messages of a stream, both ways.
+    Talk(usize),
     /// A report that was under way comes, first or once more.
     Late(usize),
     KillWorker(usize),
@@ -116,6 +120,8 @@ impl World {
             Step::Expire => Broker::expire(self),
             Step::Reconcile => Broker::reconcile(self),
             Step::Broker(n) => Broker::advance(self, *n),
+            Step::Drain => self.drain(),
+            Step::Talk(w) => self.talk(*w),
             Step::Attach(w) => self.attach(*w),
             Step::Cut(w) => drop(self.broker.streams.remove(w)),
             Step::Beat(w) => {
@@ -253,14 +259,17 @@ impl World {
         }
     }
 
-    /// No more faults: whatever there is goes on, and in so many rounds everything is done.
+    /// No more faults: whatever there is goes on, and in so many rounds everything is done. What the attempts end with from
+    /// now on is the same for all of them, at first: so both bounds on failures are met.
     pub fn settles(&mut self) {
+        let ends = [Outcome::Succeeded, Outcome::Failed, Outcome::InfrastructureError];
+        let ends = ends[usize::try_from(self.tokens).unwrap() % ends.len()];
         self.paused = false;
         for w in 0..WORKERS {
             self.apply(&Step::StartWorker(w));
             self.apply(&Step::Attach(w));
         }
-        for _ in 0..ROUNDS {
+        for round in 0..ROUNDS {
             let over = self.ledger.rows.values().all(|row| row.result.as_ref().is_some_and(|r| r.published));
             if over && self.broker.ops.is_empty() {
                 let told =
@@ -274,31 +283,36 @@ impl World {
                 }
                 return;
             }
-            self.round();
+            self.round(if round < ROUNDS / 2 { ends } else { Outcome::Succeeded });
         }
         panic!("invariant 1: after {ROUNDS} rounds without a fault not all is done: {:#?}", self.ledger.rows);
     }
 
-    fn round(&mut self) {
+    fn round(&mut self, ends: Outcome) {
         for step in [Step::Publish, Step::Take, Step::Take, Step::Take, Step::Expire, Step::Reconcile] {
             self.apply(&step);
             self.drain();
         }
         for w in 0..WORKERS {
             self.apply(&Step::Beat(w));
-            while self.workers[w].finish(0, Outcome::Succeeded) {}
+            while self.workers[w].finish(0, ends) {}
             self.apply(&Step::Report(w));
-            while self.broker.streams[&w].up.front().is_some() {
-                self.apply(&Step::Speak(w));
-            }
+            self.talk(w);
             self.drain();
-            while self.broker.streams[&w].down.front().is_some() {
-                self.apply(&Step::Hear(w));
-            }
+            self.talk(w);
         }
         self.apply(&Step::Wait(u8::try_from(LEASE / 4).unwrap()));
         // Pauses before a task is tried again are on the wall's clock.
-        self.wall += 10_000;
+        self.wall += LONGEST_PAUSE_MS;
+    }
+
+    fn talk(&mut self, w: usize) {
+        while self.broker.streams.get(&w).is_some_and(|stream| !stream.up.is_empty()) {
+            self.apply(&Step::Speak(w));
+        }
+        while self.broker.streams.get(&w).is_some_and(|stream| !stream.down.is_empty()) {
+            self.apply(&Step::Hear(w));
+        }
     }
 
     fn drain(&mut self) {
