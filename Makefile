@@ -4,7 +4,7 @@
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 target := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help build demo test bench fmt lint clean
+.PHONY: help build demo test bench fuzz fmt lint clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
@@ -31,6 +31,10 @@ bench: ## measures the release binaries and prints one table
 	@scripts/with-docker packaging/runtimes/base
 	cargo build --release --locked --workspace --bins
 	@scripts/with-docker scripts/bench $(target)/release
+
+fuzz: ## every parser of outside bytes with random ones, a minute each
+	@scripts/setup fuzz
+	@scripts/fuzz
 
 fmt: ## formats the code
 	cargo fmt --all

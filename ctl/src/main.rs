@@ -13,6 +13,8 @@ mod context;
 mod contexts;
 mod history;
 mod jobfile;
+#[cfg(test)]
+mod jobfile_fuzz;
 mod output;
 mod push;
 mod verbs;

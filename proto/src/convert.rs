@@ -1,8 +1,12 @@
 //! Wire types become validated types once, here, and go back.
 
 use codering_core::{
-    self as core, Code, Error, JobId, LeaseToken, ProjectName, Source, TaskId, job::JobState,
-    outcome::Outcome, quota::Quota, result::Phases,
+    self as core, Code, Error, JobId, LeaseToken, ProjectName, Source, TaskId,
+    job::JobState,
+    outcome::Outcome,
+    quota::Quota,
+    result::Phases,
+    time::{Millis, WRITABLE},
 };
 
 use crate::v1;
@@ -226,6 +230,11 @@ impl From<core::TaskResult> for v1::TaskResult {
     }
 }
 
+/// A worker whose clock is beyond every calendar has results all the same, and they are told with a time that can be read.
+fn writable(at: Millis) -> Millis {
+    at.clamp(*WRITABLE.start(), *WRITABLE.end())
+}
+
 impl TryFrom<v1::TaskResult> for core::TaskResult {
     type Error = Error;
 
@@ -242,8 +251,8 @@ impl TryFrom<v1::TaskResult> for core::TaskResult {
             stderr: wire.stderr.to_vec(),
             stdout_truncated: wire.stdout_truncated,
             stderr_truncated: wire.stderr_truncated,
-            started_at: wire.started_at_ms,
-            finished_at: wire.finished_at_ms,
+            started_at: writable(wire.started_at_ms),
+            finished_at: writable(wire.finished_at_ms),
             phases: wire.phases.unwrap_or_default().into(),
             worker: wire.worker,
             commit: wire.commit,

@@ -2,6 +2,8 @@
 //! become codering-core's validated types and back ([`convert`]).
 
 pub mod convert;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod json;
 pub mod status;
 

@@ -16,6 +16,8 @@ pub mod api;
 pub mod auth;
 pub mod broker;
 pub mod config;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod ledger;
 pub mod metrics;
 pub mod pki;

@@ -206,10 +206,16 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
+/// No key, variable or name that is known is as long.
+const MAX_KNOWN: usize = 200;
+
 /// The known name nearest to a mistyped one, if one is near enough to be meant.
 pub fn nearest<'a>(typed: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    // The distance takes time and memory by both lengths, and what was typed may have megabytes.
+    let length = typed.chars().take(MAX_KNOWN).count();
     known
         .into_iter()
+        .filter(|name| length < MAX_KNOWN && length.abs_diff(name.len()) <= 1 + name.len() / 4)
         .map(|name| (strsim::damerau_levenshtein(typed, name), name))
         .filter(|(distance, name)| *distance <= 1 + name.len() / 4)
         .min()
@@ -231,6 +237,13 @@ mod tests {
     fn a_mistyped_key_finds_its_neighbour_and_nonsense_finds_none() {
         assert_eq!(nearest("comand", ["command", "env"]), Some("command"));
         assert_eq!(nearest("zzzz", ["command", "env"]), None);
+    }
+
+    #[test]
+    fn a_key_of_megabytes_is_not_compared_letter_by_letter() {
+        let began = std::time::Instant::now();
+        assert_eq!(nearest(&"a".repeat(8 << 20), ["command", "env"]), None);
+        assert!(began.elapsed().as_secs() < 5, "{:?}", began.elapsed());
     }
 
     /// `docs/errors.md`, from the table above.

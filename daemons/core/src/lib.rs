@@ -11,6 +11,8 @@
 
 pub mod enforce;
 pub mod error;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod ids;
 pub mod job;
 pub mod jobfile;

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use crate::{
     Code, Command, Error, JobId, LimitsPatch, Outcome, ProjectName, Source, TaskId, TaskResult, TaskSpec,
     result::Phases,
-    spec::AttemptSpec,
+    spec::{AttemptSpec, validate_env},
     time::{from_rfc3339, rfc3339},
 };
 
@@ -101,9 +101,14 @@ impl TodoMessage {
             return Err(Error::new(Code::JobInvalid, "a task id does not start with `~`").at("task_id"));
         }
         let spec = message.task_spec()?;
-        spec.command.as_ref().map_or(Ok(()), Command::validate)?;
+        match message.job_id {
+            // Its `{}` is the task's id.
+            None => message.command.validate_with_arg(message.task_id.as_str())?,
+            Some(_) => message.command.validate()?,
+        }
         spec.source.as_ref().map_or(Ok(()), Source::validate)?;
         spec.limits.validate()?;
+        validate_env(&spec.env)?;
         Ok(message)
     }
 

@@ -36,6 +36,40 @@ impl Command {
         }
     }
 
+    /// Checks it as [`Self::with_arg`] makes it, without making it: a thousand times a long argument is a lot.
+    pub fn validate_with_arg(&self, arg: &str) -> Result<(), Error> {
+        self.validate()?;
+        let wrong = |what: &str| Err(Error::new(Code::JobInvalid, what.to_owned()).at("arg"));
+        if arg.contains('\0') {
+            return wrong("an argument holds no NUL");
+        }
+        let (parts, filled): (&[String], usize) = match self {
+            Self::Shell(line) => (std::slice::from_ref(line), shell_quoted(arg).len()),
+            Self::Argv(args) => (args, arg.len()),
+        };
+        let places: usize = parts.iter().map(|part| part.matches(PLACEHOLDER).count()).sum();
+        let rest = parts.iter().map(String::len).sum::<usize>() - places * PLACEHOLDER.len();
+        // What `sh -c` adds, as in `validate`.
+        let shell = self.argv_overhead();
+        if places.saturating_mul(filled).saturating_add(rest + shell) > MAX_COMMAND_BYTES {
+            return Err(Error::new(Code::JobInvalid, "the command with its argument has at most 64 KiB")
+                .at("arg")
+                .hint("put long input into `stdin` or into the repository"));
+        }
+        // The command of an argument list may be nothing but its argument.
+        match self {
+            Self::Argv(args) if args[0] == PLACEHOLDER && arg.is_empty() => wrong("a command is not empty"),
+            _ => Ok(()),
+        }
+    }
+
+    fn argv_overhead(&self) -> usize {
+        match self {
+            Self::Shell(_) => "/bin/sh".len() + "-c".len(),
+            Self::Argv(_) => 0,
+        }
+    }
+
     /// One line for a person.
     pub fn shown(&self) -> String {
         match self {
@@ -152,7 +186,13 @@ impl Source {
 
 /// A git address without the password that it may carry, for messages and logs.
 pub fn without_password(url: &str) -> String {
-    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
+    let Some((scheme, rest)) = url.split_once("://") else {
+        // `user:password@host:path` is no address, but somebody may have written one.
+        return match url.split_once('@') {
+            Some((user, rest)) => format!("{}@{rest}", user.split(':').next().unwrap_or_default()),
+            None => url.to_owned(),
+        };
+    };
     let authority_end = rest.find('/').unwrap_or(rest.len());
     match rest[..authority_end].rsplit_once('@') {
         Some((user, host)) => {
@@ -246,15 +286,13 @@ impl TaskSpec {
         if self.id.is_reserved() {
             return Err(Error::new(Code::JobInvalid, "a task id does not start with `~`").at("id"));
         }
-        match (&self.command, &job.command) {
-            (Some(own), _) => own.validate()?,
-            (None, Some(_)) => {}
-            (None, None) => {
-                return Err(
-                    Error::new(Code::JobInvalid, "neither the task nor its job has a command").at("command")
-                );
-            }
-        }
+        let Some(command) = self.command.as_ref().or(job.command.as_ref()) else {
+            return Err(
+                Error::new(Code::JobInvalid, "neither the task nor its job has a command").at("command")
+            );
+        };
+        // As it will be queued: a message that its own queue refuses would never run and never end.
+        command.validate_with_arg(self.arg.as_deref().unwrap_or(self.id.as_str()))?;
         if let Some(source) = &self.source {
             source.validate()?;
         }
@@ -262,14 +300,30 @@ impl TaskSpec {
             return Err(Error::new(Code::TooLarge, "a task's stdin has at most 1 MiB").at("stdin"));
         }
         validate_env(&self.env)?;
+        if env_bytes(&self.env) + env_bytes(&job.env) > MAX_ENV_BYTES {
+            return Err(too_much_env());
+        }
         self.limits.validate()
     }
+}
+
+/// All variables of an attempt. They travel in its queue message, where a byte may take six.
+pub const MAX_ENV_BYTES: usize = 256 << 10;
+
+fn env_bytes(env: &BTreeMap<String, String>) -> usize {
+    env.iter().map(|(name, value)| name.len() + value.len()).sum()
+}
+
+fn too_much_env() -> Error {
+    Error::new(Code::JobInvalid, "the variables of a task and its job have at most 256 KiB together")
+        .at("env")
+        .hint("put long input into `stdin` or into the repository")
 }
 
 /// A task's standard input travels in its queue message.
 pub const MAX_STDIN_BYTES: usize = 1 << 20;
 
-fn validate_env(env: &BTreeMap<String, String>) -> Result<(), Error> {
+pub(crate) fn validate_env(env: &BTreeMap<String, String>) -> Result<(), Error> {
     for (name, value) in env {
         let name_ok = !name.is_empty()
             && !name.starts_with(|c: char| c.is_ascii_digit())
@@ -317,6 +371,12 @@ impl JobSpec {
             reduce.validate()?;
         }
         validate_env(&self.env)?;
+        if env_bytes(&self.env) > MAX_ENV_BYTES {
+            return Err(too_much_env());
+        }
+        if self.labels.len() > 100 {
+            return Err(Error::new(Code::JobInvalid, "a job asks for at most 100 labels").at("labels"));
+        }
         self.limits.validate()
     }
 
@@ -388,6 +448,35 @@ mod tests {
     }
 
     #[test]
+    fn an_argument_that_makes_the_command_unusable_is_refused_with_the_task() {
+        let job = JobSpec {
+            project: ProjectName::new("pi").expect("valid"),
+            name: "pi".into(),
+            source: Source {
+                git_url: "https://h/p".into(),
+                git_ref: "HEAD".into(),
+                dockerfile: "Dockerfile".into(),
+            },
+            command: Some(Command::Shell("pi {} {}".into())),
+            env: BTreeMap::new(),
+            limits: LimitsPatch::default(),
+            reduce: None,
+            priority: 0,
+            labels: BTreeMap::new(),
+        };
+        let with = |arg: &str| {
+            let task = TaskSpec { arg: Some(arg.into()), ..TaskSpec::new(TaskId::new("1").expect("valid")) };
+            task.validate(&job).map_err(|error| error.place)
+        };
+        assert_eq!(with("a\0b"), Err("arg".into()));
+        assert_eq!(with(&"x".repeat(40_000)), Err("arg".into()), "it stands there twice");
+        assert_eq!(with(&"x".repeat(20_000)), Ok(()));
+        let mut task = TaskSpec::new(TaskId::new("1").expect("valid"));
+        task.env = (0..5).map(|n| (format!("V{n}"), "x".repeat(60_000))).collect();
+        assert_eq!(task.validate(&job).map_err(|error| error.place), Err("env".into()));
+    }
+
+    #[test]
     fn git_addresses_of_other_schemes_are_refused() {
         let source = |url: &str| Source {
             git_url: url.into(),
@@ -408,5 +497,6 @@ mod tests {
     fn a_password_in_an_address_is_never_shown() {
         assert_eq!(without_password("https://me:secret@h/p"), "https://me@h/p");
         assert_eq!(without_password("https://h/p@x"), "https://h/p@x");
+        assert_eq!(without_password("me:secret@h:p"), "me@h:p");
     }
 }

@@ -19,12 +19,12 @@ pub fn duration_ms(text: &str) -> Option<u64> {
 /// Bytes of a size: `1024`, `"512M"`, `"1.5G"`, `"64k"`, `"10MiB"`; units are powers of 1024.
 pub fn size_bytes(text: &str) -> Option<u64> {
     let (number, unit) = split(text)?;
-    let factor = match unit.to_ascii_lowercase().trim_end_matches('b').trim_end_matches('i') {
-        "" => 1.0,
-        "k" => 1024.0,
-        "m" => 1_048_576.0,
-        "g" => 1_073_741_824.0,
-        "t" => 1_099_511_627_776.0,
+    let factor = match unit.to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "k" | "kb" | "kib" => 1024.0,
+        "m" | "mb" | "mib" => 1_048_576.0,
+        "g" | "gb" | "gib" => 1_073_741_824.0,
+        "t" | "tb" | "tib" => 1_099_511_627_776.0,
         _ => return None,
     };
     whole(number * factor)

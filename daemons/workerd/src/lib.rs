@@ -18,6 +18,8 @@ pub mod clock;
 pub mod config;
 mod dispatcher;
 pub mod enroll;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod gc;
 pub mod held;
 pub mod image;

@@ -18,7 +18,8 @@ pub fn read<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Vec<String>>, D
 pub fn range(text: &str) -> Result<Vec<String>, String> {
     let rule = || format!("`{}`: expected a range such as \"1-100\"", crate::ids::shown(text));
     let (low, high) = text.split_once('-').ok_or_else(rule)?;
-    let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    let digits =
+        |text: &str| (1..=MAX_DIGITS).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit());
     if !digits(low) || !digits(high) {
         return Err(rule());
     }
@@ -36,6 +37,9 @@ pub fn range(text: &str) -> Result<Vec<String>, String> {
     let width = if low.len() > 1 && low.starts_with('0') { low.len() } else { 0 };
     Ok((first..=last).map(|n| format!("{n:0width$}")).collect())
 }
+
+/// Of one end of a range. Its zeros are in every argument: a thousand of them, a million times, are a gigabyte.
+const MAX_DIGITS: usize = 20;
 
 struct Array(Vec<String>);
 

@@ -121,3 +121,10 @@ fn a_line_of_a_task_list_is_an_object_or_just_an_argument() {
     assert_eq!(spec(r#"{"identity": 3}"#).expect_err("unknown").code, Code::JobUnknownField);
     assert!(spec("[1]").is_err());
 }
+
+#[test]
+fn the_zeros_of_a_range_are_bounded_since_each_task_has_them() {
+    let error = array_range(&format!("{}1-1000000", "0".repeat(100_000))).expect_err("too many zeros");
+    assert!(error.contains("expected a range") && error.len() < 500, "{error}");
+    assert_eq!(array_range("008-010").expect("a range"), ["008", "009", "010"]);
+}

@@ -8,8 +8,10 @@ use tar::{Builder, EntryType, Header};
 
 use super::{child::Failure, ignore::Ignore, wire::Problem};
 
-/// Deeper trees are refused: the path would be longer than Linux takes.
+/// Deeper trees are refused.
 const MAX_DEPTH: usize = 200;
+/// `PATH_MAX`. An object made by hand may hold a name of megabytes.
+const MAX_PATH_BYTES: usize = 4096;
 const IGNORE_FILE: &str = ".dockerignore";
 
 pub(super) fn export(
@@ -21,14 +23,24 @@ pub(super) fn export(
 ) -> Result<(), Failure> {
     let broken = |e: git2::Error| (Problem::Broken, e.message().to_owned());
     let repository = Repository::open_bare(mirror).map_err(broken)?;
-    let oid = Oid::from_str(tree).map_err(broken)?;
+    write(&repository, Oid::from_str(tree).map_err(broken)?, dockerfile, max_bytes, out)
+}
+
+pub(crate) fn write(
+    repository: &Repository,
+    oid: Oid,
+    dockerfile: &str,
+    max_bytes: u64,
+    out: impl Write,
+) -> Result<(), Failure> {
+    let broken = |e: git2::Error| (Problem::Broken, e.message().to_owned());
     let ignore = {
         let tree = repository.find_tree(oid).map_err(broken)?;
         let file = tree.get_name(IGNORE_FILE).and_then(|entry| repository.find_blob(entry.id()).ok());
         file.map(|file| Ignore::parse(file.content())).unwrap_or_default()
     };
     let mut writer = Writer {
-        repository: &repository,
+        repository,
         tar: Builder::new(out),
         ignore,
         dockerfile: dockerfile.as_bytes(),
@@ -62,6 +74,9 @@ impl<W: Write> Writer<'_, W> {
                 return Err((Problem::NoRepository, "a tree holds a name that no file can have".into()));
             }
             let path = [under, name].concat();
+            if path.len() > MAX_PATH_BYTES {
+                return Err((Problem::TooLarge, "a path in it is longer than Linux takes".into()));
+            }
             let left_out = self.leaves_out(&path);
             match entry.kind() {
                 Some(ObjectType::Tree) => {

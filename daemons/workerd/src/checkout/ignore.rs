@@ -7,7 +7,7 @@ const MAX_PATTERNS: usize = 1000;
 
 /// What a build context leaves out.
 #[derive(Debug, Default)]
-pub(super) struct Ignore(Vec<Pattern>);
+pub(crate) struct Ignore(Vec<Pattern>);
 
 #[derive(Debug)]
 struct Pattern {
@@ -40,9 +40,7 @@ impl Ignore {
     /// Whether a path, with `/` between its parts and none at its ends, is left out. The last pattern that fits it or a
     /// directory above it decides.
     pub fn leaves_out(&self, path: &[u8]) -> bool {
-        let above = path.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(at, _)| &path[..at]);
-        let places: Vec<&[u8]> = above.chain([path]).collect();
-        self.0.iter().fold(false, |out, pattern| match places.iter().any(|place| pattern.fits(place)) {
+        self.0.iter().fold(false, |out, pattern| match pattern.fits_at_or_above(path) {
             true => !pattern.exception,
             false => out,
         })
@@ -76,7 +74,7 @@ impl Pattern {
     }
 
     /// In time proportional to both lengths, whatever the pattern.
-    fn fits(&self, path: &[u8]) -> bool {
+    fn fits_at_or_above(&self, path: &[u8]) -> bool {
         // at[i]: the tokens so far fit the first i bytes.
         let mut at = vec![false; path.len() + 1];
         at[0] = true;
@@ -100,8 +98,11 @@ impl Pattern {
                 before |= at[i];
             }
             at = next;
+            if !at.contains(&true) {
+                return false;
+            }
         }
-        at[path.len()]
+        at[path.len()] || path.iter().zip(&at).any(|(byte, fits)| *byte == b'/' && *fits)
     }
 }
 

@@ -6,9 +6,9 @@
 //! build context is written as a tar straight from git's objects ([`export`]).
 
 pub mod child;
-mod export;
+pub(crate) mod export;
 mod fetch;
-mod ignore;
+pub(crate) mod ignore;
 mod process;
 mod wire;
 

@@ -45,7 +45,7 @@ pub struct Look {
 
 /// What kind of failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum Problem {
+pub(crate) enum Problem {
     /// The host does not answer, or not as it should.
     Unreachable,
     /// The host wants a password or key that it was not given.

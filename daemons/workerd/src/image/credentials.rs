@@ -23,7 +23,7 @@ struct Auth {
 ///
 /// # Errors
 /// [`Code::ConfigInvalid`] at `docker.credentials_file`. The text of the file is not in it.
-pub(super) fn read(file: &Path) -> Result<HashMap<String, DockerCredentials>, Error> {
+pub(crate) fn read(file: &Path) -> Result<HashMap<String, DockerCredentials>, Error> {
     let fail = |what: String| {
         Error::new(Code::ConfigInvalid, format!("{}: {what}", file.display())).at("docker.credentials_file")
     };

@@ -1,8 +1,8 @@
 //! Images: each is named after the content that it is built from, so that one build serves all tasks that share it.
 
 mod build;
-mod credentials;
-mod log;
+pub(crate) mod credentials;
+pub(crate) mod log;
 
 use std::{
     collections::{HashMap, HashSet},

@@ -159,7 +159,7 @@ pub fn parsed<T: DeserializeOwned>(bytes: &[u8], explain: fn(&str) -> Error) -> 
     Ok(value)
 }
 
-fn not_of_the_shape(said: &str) -> Error {
+pub(super) fn not_of_the_shape(said: &str) -> Error {
     Error::new(Code::InvalidJson, said.to_owned())
 }
 

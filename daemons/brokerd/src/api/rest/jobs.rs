@@ -134,7 +134,7 @@ pub(super) async fn reduce(
     Ok(Answer(views::job(broker.reduce_job(&job.id, reduce).await?)))
 }
 
-fn reduce_of(written: ReduceFile) -> Result<Reduce, Error> {
+pub(super) fn reduce_of(written: ReduceFile) -> Result<Reduce, Error> {
     let command = written
         .command
         .ok_or_else(|| Error::new(Code::JobInvalid, "a reduce step needs a command").at("command"))?;

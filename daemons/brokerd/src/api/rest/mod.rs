@@ -1,5 +1,7 @@
 //! REST: the routes of [`routes`], each behind [`guard`]; a trailing slash is optional everywhere.
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod input;
 mod jobs;
 pub(super) mod openapi;

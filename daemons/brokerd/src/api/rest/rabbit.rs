@@ -71,7 +71,7 @@ pub(super) async fn take(
 }
 
 /// It was taken, so it is shown whatever it is: bytes of a raw AMQP client that are not JSON, as text or base64.
-fn shown(body: &[u8]) -> Vec<u8> {
+pub(super) fn shown(body: &[u8]) -> Vec<u8> {
     if serde_json::from_slice::<&RawValue>(body).is_ok() {
         return [br#"{"message":"#, body, b"}"].concat();
     }

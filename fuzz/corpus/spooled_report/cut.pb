@@ -1,0 +1,3 @@
+
+ ababababababababababababababababx
+pij-0abc12345617 
