@@ -66,6 +66,6 @@ impl Api {
                 (Who::Caller(caller), place)
             }
         };
-        Ok((Call::new(self.clone(), access, who, peer.clone(), bearer), place))
+        Ok((Call::new(self.clone(), access, who, peer.clone()), place))
     }
 }

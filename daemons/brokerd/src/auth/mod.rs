@@ -94,7 +94,10 @@ impl Auth {
     pub async fn authenticate(&self, authorization: Option<&str>, from: SocketAddr) -> Result<Caller, Error> {
         let text = bearer_text(authorization).inspect_err(|_| self.missing(from.ip(), "no token"))?;
         // A join token ends in the CA's fingerprint, and is told what it is for.
-        let text = text.split_once('.').map_or(text, |(token, _)| token);
+        let text = match text.split_once('.') {
+            Some((token, end)) if end.eq_ignore_ascii_case(&self.0.ca.fingerprint()) => token,
+            _ => text,
+        };
         let token = self.verify(text, from.ip()).await?;
         if token.role == Role::Worker {
             self.0.metrics.auth_refused("denied").inc();
@@ -105,6 +108,19 @@ impl Auth {
         }
         self.note_use(&token);
         Ok(Caller::new(token, from.ip(), self.0.metrics.auth_refused("denied")))
+    }
+
+    /// Whether the token that this caller has shown is live still. Nobody's guesses are in the way of the answer.
+    ///
+    /// # Errors
+    /// The ledger's.
+    pub async fn is_live(&self, caller: &Caller) -> Result<bool, Error> {
+        let shown = caller.token();
+        let token = match self.cached(&shown.id) {
+            Some(token) => Some(token),
+            None => self.look_up(Some(&Bearer { id: shown.id.clone(), hash: shown.hash })).await?,
+        };
+        Ok(token.is_some_and(|token| tokens::ended_at(&token).is_none()))
     }
 
     /// The worker whose certificate this is.

@@ -238,6 +238,7 @@ async fn invariant_10_a_token_of_a_deleted_project_is_nothing_in_a_new_one_of_it
     let demo = ProjectName::new("demo").expect("a name");
     let (one, only) = setup.create(&admin, Role::Admin, &["demo"]).await.expect("created");
     let (both, two) = setup.create(&admin, Role::Submitter, &["demo", "other"]).await.expect("created");
+    let (_, twice) = setup.create(&admin, Role::Admin, &["demo", "demo"]).await.expect("created");
     setup.call(&only).await.expect("live");
     setup.auth.forget_project(&demo).await.expect("done");
     setup.call(&only).await.expect("the project is there: nothing is taken");
@@ -246,6 +247,7 @@ async fn invariant_10_a_token_of_a_deleted_project_is_nothing_in_a_new_one_of_it
     let project = ledger::Project { name: demo.clone(), quota: Default::default(), created_at: 2 };
     setup.ledger.put_project(project).await.expect("made again");
     assert_eq!(code(setup.call(&only).await), Code::AuthInvalid);
+    assert_eq!(code(setup.call(&twice).await), Code::AuthInvalid, "no project left is not all of them");
     let rest = setup.call(&two).await.expect("of another project too");
     assert!(!rest.sees(&demo) && rest.projects().is_some(), "{rest:?}");
     assert_ne!(setup.ledger.token(&one.id).await.expect("read").expect("there").revoked_at, 0);

@@ -143,11 +143,13 @@ impl Auth {
             self.0.ledger.tokens().await?.into_iter().filter(|token| token.projects.contains(project));
         // At once, so that they share a write.
         let changed = limited.map(async |mut token| {
-            match token.projects.as_slice() {
-                // None would mean all: it keeps the name and is revoked.
-                [_] if token.revoked_at == 0 => token.revoked_at = now(),
-                [_] => return Ok(()),
-                _ => token.projects.retain(|name| name != project),
+            // None left would mean all: such a one keeps the name and is revoked.
+            if token.projects.iter().any(|name| name != project) {
+                token.projects.retain(|name| name != project);
+            } else if token.revoked_at == 0 {
+                token.revoked_at = now();
+            } else {
+                return Ok(());
             }
             let (id, revoked) = (token.id.clone(), token.revoked_at != 0);
             self.forget(&id);
@@ -253,7 +255,7 @@ impl Auth {
 }
 
 /// When it was revoked or expired; `None`: it is live.
-fn ended_at(token: &Token) -> Option<Millis> {
+pub(super) fn ended_at(token: &Token) -> Option<Millis> {
     let expired = (token.expires_at != 0 && token.expires_at <= now()).then_some(token.expires_at);
     (token.revoked_at != 0).then_some(token.revoked_at).or(expired)
 }

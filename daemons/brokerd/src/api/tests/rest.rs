@@ -163,6 +163,10 @@ async fn a_revoked_tokens_streams_end() {
     let whoami = rig.ask(Method::GET, "/api/v1/whoami").token(&viewer).send().await.json();
     let token = whoami["token_id"].as_str().expect("an id");
     rig.post(&format!("/api/v1/tokens/{token}/revoke"), json!({})).await;
+    // That it is held up by now does not keep its stream.
+    let show = async || rig.ask(Method::GET, "/api/v1/whoami").token(&viewer).send().await.status;
+    until("the token is held up", async || (show().await == StatusCode::TOO_MANY_REQUESTS).then_some(()))
+        .await;
     let read = tokio::time::timeout(BOUND, open.into_body().collect()).await.expect("it ends");
     let text = String::from_utf8(read.expect("whole").to_bytes().to_vec()).expect("text");
     assert!(text.contains("event: problem") && text.contains("auth.invalid"), "{text}");
