@@ -13,6 +13,7 @@ mod network;
 mod process;
 mod proxy;
 mod rabbitmq;
+pub mod secrets;
 mod services;
 pub mod verdict;
 

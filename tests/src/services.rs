@@ -40,7 +40,11 @@ pub fn containers_of(label: &str) -> Vec<String> {
 }
 
 /// A virtual host of RabbitMQ for one test, deleted when it is dropped.
-pub struct Vhost(String);
+pub struct Vhost {
+    name: String,
+    /// A user of its own, and its password.
+    own: Option<String>,
+}
 
 impl Vhost {
     /// Makes one in the machine's RabbitMQ.
@@ -53,22 +57,38 @@ impl Vhost {
         let name = format!("codering-test-{}-{number}", std::process::id());
         rabbitmqctl(&["add_vhost", &name]);
         rabbitmqctl(&["set_permissions", "--vhost", &name, "guest", ".*", ".*", ".*"]);
-        Self(name)
+        Self { name, own: None }
+    }
+
+    /// Makes one with a user of the same name, which has this password.
+    pub fn create_with_password(password: &str) -> Self {
+        let mut vhost = Self::create();
+        rabbitmqctl(&["add_user", &vhost.name, password]);
+        vhost.own = Some(password.to_owned());
+        rabbitmqctl(&["set_permissions", "--vhost", &vhost.name, &vhost.name, ".*", ".*", ".*"]);
+        vhost
     }
 
     /// Where clients and the broker connect.
     pub fn url(&self) -> String {
-        format!("amqp://guest:guest@127.0.0.1:5672/{}", self.0)
+        let (user, password) = match &self.own {
+            Some(password) => (self.name.as_str(), password.as_str()),
+            None => ("guest", "guest"),
+        };
+        format!("amqp://{user}:{password}@127.0.0.1:5672/{}", self.name)
     }
 }
 
 impl Drop for Vhost {
     fn drop(&mut self) {
         // Panicking here while a failed test unwinds would hide why it failed.
-        if !std::thread::panicking() {
-            rabbitmqctl(&["delete_vhost", &self.0]);
-        } else {
-            run(&mut command(&["delete_vhost", &self.0]), BOUND);
+        let user = self.own.is_some().then_some(["delete_user", &self.name]);
+        for removed in [["delete_vhost", &self.name]].into_iter().chain(user) {
+            if !std::thread::panicking() {
+                rabbitmqctl(&removed);
+            } else {
+                run(&mut command(&removed), BOUND);
+            }
         }
     }
 }
