@@ -3,7 +3,7 @@
 //! ```text
 //!            Publish            Lease                 Complete(token live)
 //!   Ready ──────────▶ Ready ──────────▶ Leased ─────────────────────────────▶ Done
-//!  (unpublished)   (published)            │  user's failure, attempts left ──▶ Ready (unpublished)
+//!  (unpublished)   (published)            │  user's failure, attempts left ──▶ Ready (unpublished); never of a build
 //!      ▲   ▲                              │  ours, bound not reached ────────▶ Ready (unpublished, later)
 //!      │   └──────────── Expire ──────────┘
 //!      └───────────────────────── Retry (a user asks) ────────────────────── Done
@@ -220,7 +220,8 @@ impl Progress {
             Blame::None => (false, 0),
             Blame::User => {
                 self.user_failures += 1;
-                (self.user_failures < policy.max_attempts, 0)
+                // The same commit would fail to build again; what changed meanwhile outside of it is a user's to say.
+                (outcome != Outcome::BuildFailed && self.user_failures < policy.max_attempts, 0)
             }
             Blame::Infrastructure => {
                 self.infrastructure_failures += 1;

@@ -34,6 +34,16 @@ fn a_late_result_of_an_expired_attempt_is_fenced() {
 }
 
 #[test]
+fn a_build_that_failed_is_final_at_the_first_attempt_and_a_user_may_ask_for_another() {
+    let failed = Event::Complete { token: token(1), outcome: Outcome::BuildFailed };
+    let (done, effect) = leased(1).step(failed, POLICY, 5).expect("live");
+    assert_eq!(effect, Some(Effect::Finish(Outcome::BuildFailed)));
+    assert_eq!((done.state.clone(), done.user_failures), (State::Done(Outcome::BuildFailed), 1));
+    let again = done.step(Event::Retry, POLICY, 6).expect("done").0;
+    assert!(matches!(again.state, State::Ready { .. }));
+}
+
+#[test]
 fn a_users_failure_counts_against_max_attempts_and_ours_against_its_own_bound() {
     let mut task = Progress::new(0);
     for n in 1..=3 {

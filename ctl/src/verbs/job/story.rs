@@ -252,11 +252,23 @@ impl Story {
             !matches!(task.outcome(), Outcome::Unspecified | Outcome::Succeeded | Outcome::Cancelled)
         });
         let mut lines = Vec::new();
+        let (mut told, mut same) = (None, Vec::new());
         for task in self.failed_tasks.iter().chain(reduce) {
+            if task.outcome() == Outcome::BuildFailed {
+                let why = task.result.as_ref().map(|result| harmless(&result.message)).unwrap_or_default();
+                if told.as_ref() == Some(&why) {
+                    same.push(task.task_id.as_str());
+                    continue;
+                }
+                told = Some(why);
+            }
             lines.push(format!("{}  {}", task.task_id, how_it_failed(task)));
             let Some(result) = &task.result else { continue };
             let output = if result.stderr.is_empty() { &result.stdout } else { &result.stderr };
             lines.extend(last_lines(output).into_iter().map(|line| format!("  | {line}")));
+        }
+        if !same.is_empty() {
+            lines.push(format!("{}  the same", same.join(", ")));
         }
         lines
     }

@@ -83,6 +83,24 @@ fn a_failed_job_shows_the_last_lines_of_its_failed_tasks_and_how_to_run_them_aga
 }
 
 #[test]
+fn a_build_that_failed_every_task_is_told_once() {
+    let counts = TaskCounts { total: 3, failed: 3, ..Default::default() };
+    let mut story = story(job(JobState::Failed, counts));
+    let failed = |id: &str, stderr: &str| {
+        let mut task = failed_task(id, stderr);
+        task.outcome = Outcome::BuildFailed as i32;
+        let message = "demo.git at 3f2a9c1, Dockerfile step 2 of 2: RUN make: it returned 2".into();
+        task.result = task.result.map(|result| TaskResult { exit_code: None, message, ..result });
+        task
+    };
+    story.failed_tasks = vec![failed("1", "make: no rule\n"), failed("2", ""), failed("3", "")];
+    let page = story.lines(NOW).join("\n");
+    assert_eq!(page.matches("step 2 of 2").count(), 1, "{page}");
+    assert!(page.contains("| make: no rule") && page.contains("2, 3  the same"), "{page}");
+    assert!(page.contains("job logs j-01jd8qabcd --build"), "{page}");
+}
+
+#[test]
 fn a_job_that_is_tried_again_says_why_and_not_that_it_waits_for_a_slot() {
     let mut held_up = job(JobState::Queued, TaskCounts { total: 1, queued: 1, ..Default::default() });
     held_up.message = "the git host cannot be reached".into();

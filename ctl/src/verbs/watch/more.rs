@@ -1,14 +1,18 @@
 //! What the end of a job tells beyond its counts: how its answer begins, or what its first failures say.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
-use codering_core::{Outcome, TaskResult};
-use codering_proto::v1::{AnswerRequest, Job, JobState, ResultsRequest};
+use codering_core::{Code, Outcome, TaskResult};
+use codering_proto::v1::{AnswerRequest, BuildLogsRequest, Job, JobState, ResultsRequest};
 use tokio::time::timeout;
 
 use crate::{
     client::{Jobs, said},
-    verbs::results::{FAILURES, is_binary, said_in_short},
+    verbs::{
+        job::story::last_lines,
+        results::{FAILURES, is_binary, said_in_short},
+        words::harmless,
+    },
 };
 
 /// It is never worth an error, nor a long wait.
@@ -23,7 +27,7 @@ const SHOWN: usize = 3;
 pub struct More {
     /// The beginning of the answer, if it is text.
     pub preview: Option<String>,
-    /// A line for each of the first failed tasks.
+    /// A line for each of the first failed tasks; a build that failed them all is told once, with the end of its log.
     pub failures: Vec<String>,
     /// Whether one of them failed for its image.
     pub build_failed: bool,
@@ -37,10 +41,17 @@ impl More {
             more.preview = timeout(PATIENCE, beginning(jobs, job)).await.ok().flatten();
         }
         if job.state() == JobState::Failed {
-            for result in timeout(PATIENCE, failed(jobs, job)).await.unwrap_or_default() {
-                more.build_failed |= result.outcome == Outcome::BuildFailed;
-                more.failures.push(line(&result));
+            let failed = timeout(PATIENCE, failed(jobs, job)).await.unwrap_or_default();
+            if failed.iter().any(|result| result.outcome == Outcome::BuildFailed) {
+                more.build_failed = true;
+                let log = timeout(PATIENCE, failed_log(jobs, job)).await.ok().flatten();
+                // One of the tasks shows how it ends, where the log itself is not there yet.
+                let shown = || failed.iter().map(|result| &result.stderr).find(|shown| !shown.is_empty());
+                let log = log.map(String::into_bytes).or_else(|| shown().cloned()).unwrap_or_default();
+                more.failures = build_block(&failed, &log);
             }
+            let others = failed.iter().filter(|result| result.outcome != Outcome::BuildFailed);
+            more.failures.extend(others.map(line));
         }
         more
     }
@@ -57,6 +68,26 @@ fn line(result: &TaskResult) -> String {
         said if said.is_empty() => format!("task {} {how}", result.task),
         said => format!("task {} {how}: {said}", result.task),
     }
+}
+
+/// Each build that failed, once: what failed where, and how its log ends.
+fn build_block(failed: &[TaskResult], log: &[u8]) -> Vec<String> {
+    let mut told = BTreeSet::new();
+    let mut lines = Vec::new();
+    for result in failed.iter().filter(|result| result.outcome == Outcome::BuildFailed) {
+        if told.insert(&result.message) {
+            lines.push(format!("error[{}]: {}", Code::ImageBuildFailed.as_str(), harmless(&result.message)));
+        }
+    }
+    lines.extend(last_lines(log).into_iter().map(|line| format!("  | {line}")));
+    lines
+}
+
+/// The log of the newest build that failed.
+async fn failed_log(jobs: &mut Jobs, job: &Job) -> Option<String> {
+    let request = BuildLogsRequest { job_id: job.job_id.clone() };
+    let builds = said(jobs.build_logs(request).await).ok()?.builds;
+    builds.into_iter().rev().find(|build| !build.succeeded).map(|build| build.log)
 }
 
 async fn failed(jobs: &mut Jobs, job: &Job) -> Vec<TaskResult> {
@@ -108,6 +139,28 @@ mod tests {
         assert_eq!(text("größe".as_bytes()), Some("größe"));
         assert_eq!(text(b"\x89PNG\r\n"), None);
         assert_eq!(text(b"a\0b"), None);
+    }
+
+    #[test]
+    fn a_build_that_failed_all_tasks_is_told_once_with_the_end_of_its_log() {
+        let task = |id: &str| {
+            TaskResult::without_attempt(
+                ProjectName::new("demo").expect("valid"),
+                JobId::at(1_763_722_560_000, 1),
+                TaskId::new(id).expect("valid"),
+                1,
+                Outcome::BuildFailed,
+                0,
+                "demo.git at 3f2a9c1, Dockerfile step 3 of 5: RUN make: it returned 2",
+            )
+        };
+        let log: String = (1..=30).map(|n| format!("line {n}\n")).collect();
+        let block = build_block(&[task("1"), task("2"), task("3")], log.as_bytes());
+        assert_eq!(
+            block[0],
+            "error[image.build_failed]: demo.git at 3f2a9c1, Dockerfile step 3 of 5: RUN make: it returned 2"
+        );
+        assert_eq!((block[1].as_str(), block[6].as_str(), block.len()), ("  | line 25", "  | line 30", 7));
     }
 
     #[test]
