@@ -95,7 +95,7 @@ impl From<CheckoutError> for Fault {
                 outcome: Outcome::BuildFailed,
                 message: error.to_string(),
                 exit_code: None,
-                lines: error.to_string(),
+                lines: String::new(),
             },
         }
     }
@@ -105,6 +105,8 @@ impl From<CheckoutError> for Fault {
 #[derive(Debug, Default)]
 pub(crate) struct Trace {
     pub started_at: Millis,
+    /// When the task became ready to run, as far as it is known.
+    pub ready_at: Option<std::time::Instant>,
     pub phases: Phases,
     pub commit: String,
     pub image: String,
@@ -112,9 +114,10 @@ pub(crate) struct Trace {
 
 /// Runs one attempt to its end and spools its result.
 pub(crate) async fn run(worker: Arc<Worker>, assigned: Assigned, held: Arc<Held>) {
+    let ready_at = std::time::Instant::now().checked_sub(Duration::from_millis(assigned.queued_ms));
     // A worker that was sent more than its slots runs them one after the other.
     let _slot = worker.slots.acquire().await;
-    let mut trace = Trace { started_at: now(), ..Trace::default() };
+    let mut trace = Trace { started_at: now(), ready_at, ..Trace::default() };
     trace.phases.queued = assigned.queued_ms;
     let timeout = Duration::from_millis(assigned.spec.limits.timeout_ms);
     let ended = match &worker.work {
@@ -213,7 +216,8 @@ async fn prepare(
 
     worker.enter(held, "build");
     let began = Instant::now();
-    let built = real.images.ready(source, &look).await;
+    let asked = trace.ready_at.unwrap_or_else(std::time::Instant::now);
+    let built = real.images.ready(source, &look, asked).await;
     trace.phases.build = ms_since(began);
     worker.metrics.fetches.set(i64::try_from(real.mirrors.fetches()).unwrap_or(i64::MAX));
     worker.metrics.builds.set(i64::try_from(real.images.builds()).unwrap_or(i64::MAX));
@@ -222,11 +226,17 @@ async fn prepare(
         Err(BuildError::Failed { report, .. }) => report.clone(),
         Err(BuildError::Unavailable(_)) => None,
     };
-    if let Some(report) = report.filter(|report| report.first_for(&held.job)) {
-        worker.tell_build(held, &report);
+    let first = report.filter(|report| report.first_for(&held.job));
+    if let Some(report) = &first {
+        worker.tell_build(held, report);
+    }
+    if built.is_err() {
+        worker.tidy.notify_one();
     }
     let ready = built.map_err(|error| match error {
         BuildError::Failed { message, lines, .. } => {
+            // One task of the job shows how the log ends; the job has it whole.
+            let lines = if first.is_some() { lines } else { String::new() };
             Fault::User { outcome: Outcome::BuildFailed, message, exit_code: None, lines }
         }
         BuildError::Unavailable(why) => Fault::Ours(why),

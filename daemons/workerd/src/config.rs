@@ -95,8 +95,12 @@ pub struct BuildFile {
     pub memory: Option<u64>,
     pub cpus: Option<f64>,
     pub network: Option<bool>,
+    pub max_pids: Option<u32>,
     #[serde(deserialize_with = "read_size")]
     pub max_context_bytes: Option<u64>,
+    /// What stays free on Docker's disk.
+    #[serde(deserialize_with = "read_size")]
+    pub disk_reserve: Option<u64>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -208,8 +212,12 @@ pub struct Build {
     pub cpus: f64,
     /// Whether its steps have one.
     pub network: bool,
+    /// Of each step.
+    pub max_pids: u32,
     /// Of the build context.
     pub max_context_bytes: u64,
+    /// A build that leaves less of Docker's disk free is stopped.
+    pub disk_reserve: u64,
 }
 
 /// Containers, as configured.
@@ -266,6 +274,9 @@ impl File {
         if build_memory < 6 << 20 {
             return Err(invalid("build.memory", "must be at least 6M".into()));
         }
+        if self.build.max_pids == Some(0) {
+            return Err(invalid("build.max_pids", "must be at least 1".into()));
+        }
         Ok(Config {
             min_free_disk: self.min_free_disk.unwrap_or(256 << 20),
             data_dir: self.data_dir.unwrap_or_else(|| "/var/lib/codering/workerd".into()),
@@ -291,7 +302,9 @@ impl File {
                 memory_bytes: build_memory,
                 cpus: build_cpus,
                 network: self.build.network.unwrap_or(true),
+                max_pids: self.build.max_pids.unwrap_or(4096),
                 max_context_bytes: self.build.max_context_bytes.unwrap_or(512 << 20),
+                disk_reserve: self.build.disk_reserve.unwrap_or(1 << 30),
             },
             sandbox: SandboxConfig {
                 network: self.sandbox.network.unwrap_or_else(|| "bridge".into()),
@@ -357,6 +370,54 @@ mod tests {
         assert_eq!(place(File { broker: Some("http://h:1".into()), ..File::default() }), "broker");
         let git = GitFile { schemes: Some(vec!["ext".into()]), ..GitFile::default() };
         assert_eq!(place(File { git, ..File::default() }), "git.schemes");
+    }
+
+    /// The sample with every setting that it shows switched on: `#key = value` is a setting, `# text` is not.
+    fn sample() -> String {
+        let text = include_str!("../../../packaging/config/workerd.toml");
+        let on = |line: &str| match line.strip_prefix('#') {
+            Some(setting) if setting.starts_with(|c: char| c.is_ascii_lowercase()) => setting.to_owned(),
+            _ => line.to_owned(),
+        };
+        text.lines().map(on).collect::<Vec<_>>().join("\n")
+    }
+
+    fn paths(table: &toml::Table, above: &str, found: &mut Vec<String>) {
+        for (key, value) in table {
+            let path = if above.is_empty() { key.clone() } else { format!("{above}.{key}") };
+            match value {
+                // Its keys are free.
+                toml::Value::Table(inner) if path != "labels" => paths(inner, &path, found),
+                _ => found.push(path),
+            }
+        }
+    }
+
+    #[test]
+    fn the_sample_parses_and_names_every_key_and_no_other() {
+        let table: toml::Table = toml::from_str(&sample()).expect("TOML");
+        let mut named = Vec::new();
+        paths(&table, "", &mut named);
+        let mut known: Vec<_> =
+            codering_kit::config::keys::<File>().into_iter().map(|key| key.path).collect();
+        named.sort();
+        known.sort();
+        assert_eq!(named, known);
+    }
+
+    #[test]
+    fn the_sample_shows_the_defaults() {
+        let file: File = toml::from_str(&sample()).expect("every value has its type");
+        let (shown, default) = (file.check().expect("valid"), File::default().check().expect("valid"));
+        assert_eq!((shown.git.timeout, shown.git.max_bytes), (default.git.timeout, default.git.max_bytes));
+        let build = |config: &Config| Build { cpus: 1.0, ..config.build.clone() };
+        assert_eq!(format!("{:?}", build(&shown)), format!("{:?}", build(&default)));
+        assert_eq!(format!("{:?}", shown.sandbox), format!("{:?}", default.sandbox));
+        assert_eq!(shown.docker_socket, default.docker_socket);
+        assert_eq!((shown.data_dir, shown.broker), (default.data_dir, default.broker));
+        assert_eq!((shown.cache_max_bytes, shown.metrics), (default.cache_max_bytes, default.metrics));
+        assert_eq!((shown.shutdown, shown.on_stop), (default.shutdown, default.on_stop));
+        assert_eq!((shown.git.schemes, shown.simulate), (default.git.schemes, default.simulate));
     }
 
     #[test]

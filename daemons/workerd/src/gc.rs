@@ -125,7 +125,11 @@ async fn tidy(worker: &Worker, real: &Real, docker: &Docker) -> Result<(), Unava
     }
     let total: u64 = entries.iter().map(|entry| entry.bytes).sum();
     worker.metrics.cache_bytes.set(i64::try_from(total).unwrap_or(i64::MAX));
-    for victim in victims(entries, worker.config.cache_max_bytes) {
+    // Where Docker's disk is nearly full, the caches give way.
+    let missing = real.images.disk().await.map_or(0, |disk| disk.missing());
+    let bound =
+        worker.config.cache_max_bytes.min(if missing > 0 { total.saturating_sub(missing) } else { u64::MAX });
+    for victim in victims(entries, bound) {
         let gone = match &victim.item {
             Item::Mirror(path) => {
                 let (mirrors, path) = (real.mirrors.clone(), path.clone());

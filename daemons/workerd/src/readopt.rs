@@ -103,6 +103,7 @@ fn adopt(worker: &Arc<Worker>, sandbox: Arc<dyn Sandbox>, left: Left, lease: Opt
         let _slot = worker.slots.try_acquire();
         let mut trace = Trace {
             started_at: whose.record.started_at,
+            ready_at: None,
             phases: whose.record.phases,
             commit: whose.record.commit.clone(),
             image: whose.record.image.clone(),

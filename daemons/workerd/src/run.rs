@@ -107,7 +107,12 @@ async fn watch(running: Running, held: &Arc<Held>, order: Order<'_>) -> Result<(
                 return Err(Fault::Stopped(why));
             }
             () = tokio::time::sleep_until(order.until) => {
+                let paused = control.paused().await;
                 end(control.as_ref()).await?;
+                if paused {
+                    let why = "the container was paused through Docker by somebody else until its time was over";
+                    return Err(Fault::Ours(why.into()));
+                }
                 let limit = show_duration(order.record.timeout_ms);
                 let message = format!("it ran past its limit of {limit} and was killed");
                 break (Ended::of(Outcome::TimedOut, message), None);

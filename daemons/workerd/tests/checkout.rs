@@ -201,7 +201,7 @@ async fn export(mirrors: &Mirrors, source: &Source, tree: &str, max: u64) -> Res
     let mut export = mirrors.export(source, tree, max)?;
     let mut tar = Vec::new();
     export.output().unwrap().read_to_end(&mut tar).await.unwrap();
-    export.end(source).await.map(|()| tar)
+    mirrors.exported(export, source).await.map(|()| tar)
 }
 
 #[tokio::test]

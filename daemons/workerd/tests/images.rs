@@ -3,7 +3,7 @@
 
 mod support;
 
-use std::path::Path;
+use std::{path::Path, time::Instant};
 
 use bollard::{Docker, query_parameters::RemoveImageOptions};
 use codering_core::{JobId, Source};
@@ -47,8 +47,16 @@ fn source(repository: &Repository) -> Source {
 
 impl Builder {
     async fn ready(&self, source: &Source) -> Result<codering_workerd::image::Ready, BuildError> {
+        self.ready_for(source, Instant::now()).await
+    }
+
+    async fn ready_for(
+        &self,
+        source: &Source,
+        asked: Instant,
+    ) -> Result<codering_workerd::image::Ready, BuildError> {
         let look = self.mirrors.resolve(source).await.unwrap();
-        self.images.ready(source, &look).await
+        self.images.ready(source, &look, asked).await
     }
 }
 
@@ -67,7 +75,7 @@ async fn one_build_serves_all_tasks_and_all_commits_of_the_same_content() {
     let builder = builder(&docker, &dir, |_| {});
     let source = source(&repository);
     let look = builder.mirrors.resolve(&source).await.unwrap();
-    let asked = (0..12).map(|_| builder.images.ready(&source, &look));
+    let asked = (0..12).map(|_| builder.images.ready(&source, &look, Instant::now()));
     let ready: Vec<_> = futures::future::join_all(asked).await.into_iter().map(Result::unwrap).collect();
     assert_eq!(builder.images.builds(), 1);
     let image = &ready[0].image;
@@ -107,11 +115,12 @@ async fn a_broken_dockerfile_is_built_once_and_names_its_step() {
     let repository = Repository::new(&[("Dockerfile", &dockerfile)]);
     let builder = builder(&docker, &dir, |_| {});
     let source = source(&repository);
+    let asked = Instant::now();
     for _ in 0..5 {
-        match builder.ready(&source).await.unwrap_err() {
+        match builder.ready_for(&source, asked).await.unwrap_err() {
             BuildError::Failed { message, lines, report } => {
                 assert!(
-                    message.starts_with("Step 2/2 : RUN echo") && message.contains("code: 3"),
+                    message.contains(", Dockerfile step 2 of 2: RUN echo") && message.contains("code: 3"),
                     "{message}"
                 );
                 assert!(lines.contains("oops-") && !lines.contains('\u{1b}'), "{lines}");
@@ -121,6 +130,9 @@ async fn a_broken_dockerfile_is_built_once_and_names_its_step() {
         }
     }
     assert_eq!(builder.images.builds(), 1);
+    // Who asks after it had failed wants to see whether it does so again.
+    builder.ready(&source).await.unwrap_err();
+    assert_eq!(builder.images.builds(), 2);
 }
 
 #[tokio::test]
@@ -143,10 +155,15 @@ async fn whose_fault_a_failed_build_is() {
         other => panic!("the user's fault: {other:?}"),
     };
     let run = |script: &str| format!("FROM {BUSYBOX}\nRUN echo {}; {script}\n", unique());
-    users("FROM codering-test/nosuch:1\n", "Dockerfile", |_| {}, "Step 1/1 : FROM codering-test/nosuch:1")
-        .await;
+    users(
+        "FROM codering-test/nosuch:1\n",
+        "Dockerfile",
+        |_| {},
+        "Dockerfile step 1 of 1: FROM codering-test/nosuch:1",
+    )
+    .await;
     users("FRM x\n", "Dockerfile", |_| {}, "FRM").await;
-    users("FROM x\n", "other/Dockerfile", |_| {}, "has no file `other/Dockerfile`").await;
+    users("FROM x\n", "other/Dockerfile", |_| {}, "there is no file `other/Dockerfile`").await;
     users(
         &run("sleep 60"),
         "Dockerfile",
@@ -156,7 +173,7 @@ async fn whose_fault_a_failed_build_is() {
     .await;
     users(&run("true"), "Dockerfile", |c| c.build.max_context_bytes = 1000, "too large").await;
     let greedy = run("/bin/busybox awk 'BEGIN{s=\"aaaaaaaa\"; while(1) s=s s}'");
-    users(&greedy, "Dockerfile", |c| c.build.memory_bytes = 16 << 20, "Step 2/2").await;
+    users(&greedy, "Dockerfile", |c| c.build.memory_bytes = 16 << 20, "step 2 of 2").await;
     users(
         &run("test $(grep -c : /proc/net/dev) = 1 && exit 9"),
         "Dockerfile",

@@ -85,7 +85,7 @@ async fn each_end_has_its_own_outcome() {
             "1.5s",
         ),
         (limited(assignment(&url, greedy), |l| l.memory_bytes = 16 << 20), Outcome::OutOfMemory, "16 MB"),
-        (assignment(&broken.url(), "true"), Outcome::BuildFailed, "Step 1/1 : FROM"),
+        (assignment(&broken.url(), "true"), Outcome::BuildFailed, "step 1 of 1: FROM"),
         (
             v1::Assignment { git_ref: "nosuch".into(), ..assignment(&url, "true") },
             Outcome::BuildFailed,

@@ -6,12 +6,16 @@ use std::{
 };
 
 use git2::{ErrorClass, ErrorCode, ObjectType, Oid, Repository};
+use rustix::process::{Resource, Rlimit, setrlimit};
 
 use super::{
     export, fetch,
     process::ARGUMENT,
     wire::{Answer, Look, Problem, Request},
 };
+
+/// What this process may take of memory beyond the packs that it maps: a pack of a few bytes can stand for many.
+const MEMORY_BYTES: u64 = 2 << 30;
 
 /// A failure with its kind.
 pub(super) type Failure = (Problem, String);
@@ -24,6 +28,10 @@ pub fn run_if_asked() -> Option<ExitCode> {
 }
 
 fn run() -> ExitCode {
+    let bound = Rlimit { current: Some(MEMORY_BYTES), maximum: Some(MEMORY_BYTES) };
+    if setrlimit(Resource::Data, bound).is_err() {
+        return ExitCode::from(2);
+    }
     let mut text = String::new();
     let request = match std::io::stdin().take(1 << 20).read_to_string(&mut text) {
         Ok(_) => serde_json::from_str(&text),
@@ -33,7 +41,7 @@ fn run() -> ExitCode {
     if let Request::Export { mirror, tree, dockerfile, max_bytes } = &request {
         let mut out = std::io::BufWriter::with_capacity(256 << 10, std::io::stdout().lock());
         let done = export::export(mirror, tree, dockerfile, *max_bytes, &mut out)
-            .and_then(|()| out.flush().map_err(|e| (Problem::Broken, e.to_string())));
+            .and_then(|()| out.flush().map_err(|e| (Problem::Unread, e.to_string())));
         return match done {
             Ok(()) => ExitCode::SUCCESS,
             Err((problem, message)) => {
@@ -44,8 +52,9 @@ fn run() -> ExitCode {
     }
     let answer = match request {
         Request::Look { mirror, reference, dockerfile } => Repository::open_bare(mirror)
-            .map(|mirror| Answer::Looked { look: look(&mirror, &reference, &dockerfile) })
-            .map_err(|e| (Problem::Broken, e.message().to_owned())),
+            .and_then(|mirror| look(&mirror, &reference, &dockerfile))
+            .map(|look| Answer::Looked { look })
+            .map_err(|e| damaged(&e)),
         request => fetch::fetch(&request).map(|()| Answer::Fetched),
     };
     let answer = answer.unwrap_or_else(|(problem, message)| Answer::Failed { problem, message });
@@ -62,35 +71,73 @@ fn say(mut to: impl Write, answer: &Answer) {
 /// The branch or tag that HEAD of the other side stood for.
 pub(super) const HEAD: &str = "refs/codering/HEAD";
 
-fn look(mirror: &Repository, reference: &str, dockerfile: &str) -> Option<Look> {
-    let commit = commit(mirror, reference)?;
-    let tree = commit.tree().ok()?;
-    let entry = tree.get_path(std::path::Path::new(dockerfile));
+/// An error is a mirror that is not in order: what the repository itself does not have is `None`.
+fn look(mirror: &Repository, reference: &str, dockerfile: &str) -> Result<Option<Look>, git2::Error> {
+    let Some(commit) = commit(mirror, reference)? else {
+        intact(mirror)?;
+        return Ok(None);
+    };
+    let tree = commit.tree()?;
+    let entry = there(tree.get_path(std::path::Path::new(dockerfile)))?;
     let is_file = |entry: git2::TreeEntry<'_>| {
         entry.kind() == Some(ObjectType::Blob) && entry.filemode() != i32::from(git2::FileMode::Link)
     };
-    Some(Look {
+    Ok(Some(Look {
         commit: commit.id().to_string(),
         tree: tree.id().to_string(),
-        has_dockerfile: entry.is_ok_and(is_file),
-    })
+        has_dockerfile: entry.is_some_and(is_file),
+    }))
 }
 
-fn commit<'m>(mirror: &'m Repository, reference: &str) -> Option<git2::Commit<'m>> {
+/// A pack that is damaged counts as if it were not there; but then what the mirror's refs stand for is missing too.
+fn intact(mirror: &Repository) -> Result<(), git2::Error> {
+    let objects = mirror.odb()?;
+    for reference in mirror.references()? {
+        if reference?.target().is_some_and(|id| !objects.exists(id)) {
+            return Err(git2::Error::from_str("what a ref stands for is missing"));
+        }
+    }
+    Ok(())
+}
+
+/// What was looked for and is not there, or cannot be there, is no error.
+fn there<T>(found: Result<T, git2::Error>) -> Result<Option<T>, git2::Error> {
+    match found {
+        Ok(found) => Ok(Some(found)),
+        Err(e) if matches!(e.code(), ErrorCode::NotFound | ErrorCode::InvalidSpec | ErrorCode::Ambiguous) => {
+            Ok(None)
+        }
+        Err(e) => Err(e),
+    }
+}
+
+fn commit<'m>(mirror: &'m Repository, reference: &str) -> Result<Option<git2::Commit<'m>>, git2::Error> {
     let hex = reference.bytes().all(|b| b.is_ascii_hexdigit());
     if hex && reference.len() == 40 {
-        return mirror.find_commit(Oid::from_str(reference).ok()?).ok();
+        return there(mirror.find_commit(Oid::from_str(reference)?));
     }
     let names = match reference {
         "HEAD" => vec![HEAD.to_owned()],
         full if full.starts_with("refs/") => vec![full.to_owned()],
         short => vec![format!("refs/heads/{short}"), format!("refs/tags/{short}")],
     };
-    let found = names.iter().find_map(|name| mirror.find_reference(name).ok()?.peel_to_commit().ok());
-    match found {
-        None if hex && reference.len() >= 7 => mirror.find_commit_by_prefix(reference).ok(),
-        found => found,
+    for name in &names {
+        let Some(found) = there(mirror.find_reference(name))? else { continue };
+        match found.peel_to_commit() {
+            Ok(commit) => return Ok(Some(commit)),
+            // A tag of something that is no commit.
+            Err(e) if matches!(e.code(), ErrorCode::Peel | ErrorCode::InvalidSpec) => {}
+            // A ref whose object is missing too: the mirror lost it.
+            Err(e) => return Err(e),
+        }
     }
+    if hex && reference.len() >= 7 { there(mirror.find_commit_by_prefix(reference)) } else { Ok(None) }
+}
+
+/// What an error in a mirror's own objects means.
+pub(super) fn damaged(error: &git2::Error) -> Failure {
+    let problem = if error.class() == ErrorClass::NoMemory { Problem::TooLarge } else { Problem::Broken };
+    (problem, error.message().to_owned())
 }
 
 /// Sorts an error of libgit2.
@@ -101,6 +148,7 @@ pub(super) fn sorted(error: &git2::Error) -> Failure {
     let problem = match (error.code(), error.class()) {
         // Whatever libgit2 was at: it is neither the user's fault nor the mirror's.
         _ if lower.contains("no space left") || lower.contains("quota exceeded") => Problem::NoRoom,
+        (_, ErrorClass::NoMemory) => Problem::TooLarge,
         (ErrorCode::Auth, _) => Problem::Denied,
         (ErrorCode::Certificate, ErrorClass::Ssh) => Problem::Unreachable,
         (_, ErrorClass::Http) if http("404") || http("410") => Problem::NoRepository,

@@ -1,17 +1,24 @@
 //! A tree as a tar, straight from git's objects: no file is checked out, a symlink stays a symlink, a submodule is left
 //! out, and so is what `.dockerignore` names. The same tree gives the same bytes.
 
-use std::{io::Write, path::Path};
+use std::{collections::HashSet, io::Write, path::Path};
 
 use git2::{ObjectType, Oid, Repository};
 use tar::{Builder, EntryType, Header};
 
-use super::{child::Failure, ignore::Ignore, wire::Problem};
+use super::{
+    adds,
+    child::{Failure, damaged},
+    ignore::Ignore,
+    wire::Problem,
+};
 
 /// Deeper trees are refused.
 const MAX_DEPTH: usize = 200;
 /// `PATH_MAX`. An object made by hand may hold a name of megabytes.
 const MAX_PATH_BYTES: usize = 4096;
+/// What is read here, and not only passed on, is not longer.
+const MAX_READ_BYTES: usize = 4 << 20;
 const IGNORE_FILE: &str = ".dockerignore";
 
 pub(super) fn export(
@@ -21,7 +28,7 @@ pub(super) fn export(
     max_bytes: u64,
     out: impl Write,
 ) -> Result<(), Failure> {
-    let broken = |e: git2::Error| (Problem::Broken, e.message().to_owned());
+    let broken = |e: git2::Error| damaged(&e);
     let repository = Repository::open_bare(mirror).map_err(broken)?;
     write(&repository, Oid::from_str(tree).map_err(broken)?, dockerfile, max_bytes, out)
 }
@@ -33,11 +40,22 @@ pub(crate) fn write(
     max_bytes: u64,
     out: impl Write,
 ) -> Result<(), Failure> {
-    let broken = |e: git2::Error| (Problem::Broken, e.message().to_owned());
+    let broken = |e: git2::Error| damaged(&e);
     let ignore = {
         let tree = repository.find_tree(oid).map_err(broken)?;
-        let file = tree.get_name(IGNORE_FILE).and_then(|entry| repository.find_blob(entry.id()).ok());
-        file.map(|file| Ignore::parse(file.content())).unwrap_or_default()
+        match tree.get_name(IGNORE_FILE).filter(|entry| entry.kind() == Some(ObjectType::Blob)) {
+            None => Ignore::default(),
+            Some(entry) => {
+                let size = repository.odb().and_then(|odb| odb.read_header(entry.id())).map_err(broken)?.0;
+                if size > MAX_READ_BYTES {
+                    return Err((
+                        Problem::Unfit,
+                        format!("its {IGNORE_FILE} has more than {MAX_READ_BYTES} bytes"),
+                    ));
+                }
+                Ignore::parse(repository.find_blob(entry.id()).map_err(broken)?.content())
+            }
+        }
     };
     let mut writer = Writer {
         repository,
@@ -48,7 +66,7 @@ pub(crate) fn write(
         max_bytes,
     };
     writer.tree(oid, &[], 0)?;
-    writer.tar.finish().map_err(|e| (Problem::Broken, e.to_string()))
+    writer.tar.finish().map_err(|e| (Problem::Unread, e.to_string()))
 }
 
 struct Writer<'r, W: Write> {
@@ -62,16 +80,20 @@ struct Writer<'r, W: Write> {
 
 impl<W: Write> Writer<'_, W> {
     fn tree(&mut self, oid: Oid, under: &[u8], depth: usize) -> Result<(), Failure> {
-        let broken = |e: git2::Error| (Problem::Broken, e.message().to_owned());
+        let broken = |e: git2::Error| damaged(&e);
         if depth > MAX_DEPTH {
-            return Err((Problem::TooLarge, "its directories are nested too deep".into()));
+            return Err((Problem::Unfit, "its directories are nested too deep".into()));
         }
         let tree = self.repository.find_tree(oid).map_err(broken)?;
+        let mut names = HashSet::new();
         for entry in &tree {
             let name = entry.name_bytes();
+            if !names.insert(name.to_owned()) {
+                return Err((Problem::Unfit, "a tree holds two files of one name".into()));
+            }
             // git itself refuses these; an object made by hand may hold them.
             if name.is_empty() || name == b"." || name == b".." || name.contains(&b'/') || name.contains(&0) {
-                return Err((Problem::NoRepository, "a tree holds a name that no file can have".into()));
+                return Err((Problem::Unfit, "a tree holds a name that no file can have".into()));
             }
             let path = [under, name].concat();
             if path.len() > MAX_PATH_BYTES {
@@ -94,6 +116,13 @@ impl<W: Write> Writer<'_, W> {
                     let size = self.repository.odb().and_then(|odb| odb.read_header(entry.id()));
                     self.take(size.map_err(broken)?.0 as u64)?;
                     let blob = self.repository.find_blob(entry.id()).map_err(broken)?;
+                    if path == self.dockerfile
+                        && let Some(line) = adds::remote(blob.content())
+                    {
+                        let file = String::from_utf8_lossy(self.dockerfile).into_owned();
+                        let why = "ADD takes files of the repository only (fetch with RUN, or name files with COPY)";
+                        return Err((Problem::Unfit, format!("{file}:{line}: {why}")));
+                    }
                     let (kind, mode, link) = match entry.filemode() {
                         0o120000 => (EntryType::Symlink, 0o777, Some(blob.content())),
                         0o100755 => (EntryType::Regular, 0o755, None),
@@ -131,8 +160,12 @@ impl<W: Write> Writer<'_, W> {
         link: Option<&[u8]>,
         content: &[u8],
     ) -> Result<(), Failure> {
-        let failed = |e: std::io::Error| (Problem::Broken, e.to_string());
         let path = bytes_path(path);
+        // What the tar itself refuses is of the kind `Other`; the rest is the way to its reader.
+        let failed = |e: std::io::Error| match e.kind() {
+            std::io::ErrorKind::Other => (Problem::Unfit, format!("{}: {e}", path.display())),
+            _ => (Problem::Unread, e.to_string()),
+        };
         let mut header = Header::new_gnu();
         header.set_entry_type(kind);
         header.set_mode(mode);

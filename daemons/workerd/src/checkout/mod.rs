@@ -5,6 +5,7 @@
 //! user that workerd runs as (aliases of addresses, helpers, hooks) plays a part. Files are never checked out: the
 //! build context is written as a tar straight from git's objects ([`export`]).
 
+mod adds;
 pub mod child;
 pub(crate) mod export;
 mod fetch;
@@ -271,7 +272,7 @@ impl Mirrors {
                 Answer::Failed { problem: Problem::Broken, message } if again => {
                     tracing::warn!(url = without_password(&source.git_url), "mirror made anew: {message}");
                     again = false;
-                    let _ = tokio::fs::remove_dir_all(&mirror.path).await;
+                    let _ = clear(&mirror.path).await;
                 }
                 Answer::Failed { problem, message } => return Err(problem.of(source, &message)),
                 Answer::Looked { .. } => return Err(unexpected()),
@@ -279,24 +280,60 @@ impl Mirrors {
         }
     }
 
+    /// A mirror that is found damaged is made anew, once.
     async fn look(
         &self,
-        mirror: &Mirror,
+        mirror: &Arc<Mirror>,
         source: &Source,
         reference: &str,
     ) -> Result<Option<Look>, CheckoutError> {
-        if !mirror.path.exists() {
-            return Ok(None);
-        }
         let request = Request::Look {
             mirror: mirror.path.clone(),
             reference: reference.to_owned(),
             dockerfile: source.dockerfile.clone(),
         };
-        match self.ask(&request).await? {
-            Answer::Looked { look } => Ok(look),
-            Answer::Failed { problem, message } => Err(problem.of(source, &message)),
-            Answer::Fetched => Err(unexpected()),
+        let mut again = true;
+        loop {
+            if !mirror.path.exists() {
+                return Ok(None);
+            }
+            match self.ask(&request).await? {
+                Answer::Looked { look } => return Ok(look),
+                Answer::Failed { problem: Problem::Broken, message } if again => {
+                    again = false;
+                    self.discard(mirror, source, &message).await;
+                    self.fetch(mirror, source, None).await?;
+                }
+                Answer::Failed { problem, message } => return Err(problem.of(source, &message)),
+                Answer::Fetched => return Err(unexpected()),
+            }
+        }
+    }
+
+    /// Removes a mirror that is damaged, with what was remembered of it.
+    async fn discard(&self, mirror: &Mirror, source: &Source, why: &str) {
+        tracing::warn!(url = without_password(&source.git_url), "the mirror is damaged and made anew: {why}");
+        let _alone = mirror.last.lock().await;
+        self.known().retain(|(url, _, _), _| *url != source.git_url);
+        if let Err(e) = clear(&mirror.path).await {
+            tracing::warn!(mirror = %mirror.path.display(), "it cannot be removed: {e}");
+        }
+    }
+
+    /// How an export ended. The damage that it met is mended for the next try.
+    ///
+    /// # Errors
+    /// [`CheckoutError::Refused`] for a tree that is too large or no build context, [`CheckoutError::Unreachable`] for the
+    /// rest.
+    pub async fn exported(&self, export: Export, source: &Source) -> Result<(), CheckoutError> {
+        match process::end(export.0).await.map_err(CheckoutError::Unreachable)? {
+            None => Ok(()),
+            Some((problem, message)) => {
+                if problem == Problem::Broken {
+                    self.discard(&self.mirror(&source.git_url), source, &message).await;
+                }
+                Err(problem.of(source, &message))
+            }
         }
     }
 
@@ -326,16 +363,13 @@ impl Export {
     pub fn output(&mut self) -> Option<tokio::process::ChildStdout> {
         self.0.stdout.take()
     }
+}
 
-    /// How it ended; call it when the output has ended.
-    ///
-    /// # Errors
-    /// [`CheckoutError::Refused`] for a tree that is too large, [`CheckoutError::Unreachable`] for the rest.
-    pub async fn end(self, source: &Source) -> Result<(), CheckoutError> {
-        match process::end(self.0).await.map_err(CheckoutError::Unreachable)? {
-            None => Ok(()),
-            Some((problem, message)) => Err(problem.of(source, &message)),
-        }
+/// Removes a mirror, or whatever stands in its place.
+async fn clear(path: &Path) -> std::io::Result<()> {
+    match tokio::fs::remove_dir_all(path).await {
+        Err(e) if e.kind() == std::io::ErrorKind::NotADirectory => tokio::fs::remove_file(path).await,
+        done => done,
     }
 }
 

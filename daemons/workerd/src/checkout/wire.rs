@@ -54,6 +54,10 @@ pub(crate) enum Problem {
     NoRepository,
     /// There is too much of it.
     TooLarge,
+    /// It cannot be a build context.
+    Unfit,
+    /// Nobody reads any more what is written.
+    Unread,
     /// The mirror on disk is not in order.
     Broken,
     /// The disk is full.
@@ -67,6 +71,10 @@ impl Problem {
         match self {
             Self::Unreachable => {
                 CheckoutError::Unreachable(error(Code::GitUnreachable, "the git host cannot be reached"))
+            }
+            Self::Unread => CheckoutError::Unreachable(error(Code::Internal, "the build context was not read")),
+            Self::Unfit => {
+                CheckoutError::Refused(error(Code::ImageBuildFailed, "it cannot be a build context"))
             }
             Self::Broken => CheckoutError::Unreachable(error(Code::Internal, "the mirror is broken")),
             Self::NoRoom => CheckoutError::Unreachable(

@@ -3,11 +3,11 @@
 use std::{collections::HashMap, time::Duration};
 
 use bollard::{Docker, auth::DockerCredentials, errors::Error, query_parameters::BuildImageOptionsBuilder};
-use codering_core::{Source, spec::without_password};
+use codering_core::Source;
 use futures::StreamExt;
 use tokio_util::io::ReaderStream;
 
-use super::{BuildLog, Problem};
+use super::{BuildLog, Disk, MAX_BUILDS, Problem, room};
 use crate::{
     checkout::{CheckoutError, Look, Mirrors},
     config::{Build, Proxy},
@@ -19,6 +19,9 @@ const CPU_PERIOD: i32 = 100_000;
 /// For git's process to end, once Docker is done with its tar.
 const EXPORT_END: Duration = Duration::from_secs(10);
 
+/// How often Docker's disk is looked at during a build.
+const DISK_EVERY: Duration = Duration::from_millis(250);
+
 /// What a build needs.
 pub(super) struct Job<'a> {
     pub docker: &'a Docker,
@@ -29,6 +32,7 @@ pub(super) struct Job<'a> {
     pub source: &'a Source,
     pub look: &'a Look,
     pub name: &'a str,
+    pub room: &'a tokio::sync::Semaphore,
 }
 
 /// Builds it and tags it.
@@ -36,14 +40,26 @@ pub(super) async fn build(job: &Job<'_>, log: &mut BuildLog) -> Result<(), Probl
     match tokio::time::timeout(job.config.timeout, run(job, log)).await {
         Ok(done) => done,
         // Docker stops a build whose connection goes away.
-        Err(_) => Err(Problem::Failed(format!(
-            "the build was not done within {}",
-            codering_core::units::show_duration(job.config.timeout.as_millis() as u64)
-        ))),
+        Err(_) => {
+            let what = format!(
+                "the build was not done within {} ([build] timeout in the worker's workerd.toml)",
+                codering_core::units::show_duration(job.config.timeout.as_millis() as u64)
+            );
+            log.push(&format!("{what}\n"));
+            Err(Problem::Failed(format!("{}: {what}", place(job, log))))
+        }
     }
 }
 
+/// The step that it is at, for people.
+fn place(job: &Job<'_>, log: &BuildLog) -> String {
+    let at = log.place().map(|step| format!(" {}", refusal::one_line(&step))).unwrap_or_default();
+    format!("{}, {}{at}", super::place(job.source, job.look), job.source.dockerfile)
+}
+
 async fn run(job: &Job<'_>, log: &mut BuildLog) -> Result<(), Problem> {
+    let disk = Disk::of(job.docker, job.config.disk_reserve).await;
+    disk.as_ref().map_or(Ok(()), Disk::check)?;
     let mut export = job
         .mirrors
         .export(job.source, &job.look.tree, job.config.max_context_bytes)
@@ -53,8 +69,19 @@ async fn run(job: &Job<'_>, log: &mut BuildLog) -> Result<(), Problem> {
     let docker = limited(job.docker, job.config.memory_bytes);
     let built = {
         let mut said = docker.build_image(options(job), job.credentials.clone(), tar);
+        let mut look = tokio::time::interval(DISK_EVERY);
+        let mut bounded = String::new();
         loop {
-            match said.next().await {
+            let next = tokio::select! {
+                next = said.next() => next,
+                _ = look.tick() => {
+                    if let Some(disk) = disk.as_ref().filter(|disk| disk.missing() > 0) {
+                        return Err(filled(job, log, disk));
+                    }
+                    continue;
+                }
+            };
+            match next {
                 None => break Ok(()),
                 Some(Ok(info)) => {
                     if let Some(text) = info.stream {
@@ -62,18 +89,33 @@ async fn run(job: &Job<'_>, log: &mut BuildLog) -> Result<(), Problem> {
                     } else if let Some(status) = info.status.filter(|_| info.progress_detail.is_none()) {
                         log.push(&format!("{status}\n"));
                     }
+                    if log.running() != bounded {
+                        log.running().clone_into(&mut bounded);
+                        room::bound_processes(job.docker, &bounded, job.config.max_pids);
+                    }
                 }
                 Some(Err(error)) => break Err(error),
             }
         }
     };
     // A tar that was cut short makes Docker complain too; git's own account is the better one.
-    match tokio::time::timeout(EXPORT_END, export.end(job.source)).await {
+    match tokio::time::timeout(EXPORT_END, job.mirrors.exported(export, job.source)).await {
         Ok(Err(error @ CheckoutError::Refused(_))) => return Err(error.into()),
         Ok(Err(error)) if built.is_ok() => return Err(error.into()),
         _ => {}
     }
     built.map_err(|error| sorted(job, log, &error))
+}
+
+/// Docker stops a build whose connection goes away.
+fn filled(job: &Job<'_>, log: &mut BuildLog, disk: &Disk) -> Problem {
+    match disk.ran_low(job.room.available_permits() + 1 == MAX_BUILDS) {
+        Problem::Failed(what) => {
+            log.push(&format!("{what}\n"));
+            Problem::Failed(format!("{}: {what}", place(job, log)))
+        }
+        other => other,
+    }
 }
 
 fn options(job: &Job<'_>) -> bollard::query_parameters::BuildImageOptions {
@@ -123,17 +165,20 @@ fn sorted(job: &Job<'_>, log: &mut BuildLog, error: &Error) -> Problem {
     }
     log.push(&format!("{what}\n"));
     let what = refusal::one_line(what);
-    let place = match log.step() {
-        "" => format!("{} of {}", job.source.dockerfile, without_password(&job.source.git_url)),
-        step => refusal::one_line(step),
-    };
     let unreached = ["dial tcp", "i/o timeout", "TLS handshake", "no such host"];
-    let hint = if unreached.iter().any(|text| what.contains(text)) && log.step().contains(" : FROM ") {
+    let killed = what.ends_with("returned a non-zero code: 137");
+    let memory = codering_core::units::show_size(job.config.memory_bytes);
+    let out_of_memory = format!(
+        " (it was killed, as when it needs more than the {memory} of a step: [build] memory in the worker's workerd.toml)"
+    );
+    let hint = if killed {
+        &out_of_memory
+    } else if unreached.iter().any(|text| what.contains(text)) && log.step().contains(" : FROM ") {
         " (this worker does not reach the image registry; an image that is on it already needs none)"
     } else if what.contains("pull access denied") || what.contains("manifest unknown") {
         " (there is no such base image, or no permission to pull it)"
     } else {
         ""
     };
-    Problem::Failed(format!("{place}: {what}{hint}"))
+    Problem::Failed(format!("{}: {what}{hint}", place(job, log)))
 }

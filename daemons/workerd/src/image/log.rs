@@ -16,6 +16,7 @@ pub struct BuildLog {
     steps: u32,
     cached: u32,
     step: String,
+    running: String,
     last_id: Option<String>,
     stage_ends: Vec<String>,
 }
@@ -60,6 +61,8 @@ impl BuildLog {
             if self.at_from() {
                 self.end_stage();
             }
+        } else if let Some(id) = line.strip_prefix(" ---> Running in ").filter(|id| is_id(id)) {
+            id.clone_into(&mut self.running);
         } else if line == " ---> Using cache" {
             self.cached += 1;
         } else if let Some(id) = line.strip_prefix(" ---> ").filter(|id| is_id(id))
@@ -102,6 +105,18 @@ impl BuildLog {
     /// The step that it is at, e.g. `Step 3/5 : RUN make`.
     pub fn step(&self) -> &str {
         &self.step
+    }
+
+    /// The container that a step ran in last; empty before the first.
+    pub fn running(&self) -> &str {
+        &self.running
+    }
+
+    /// The step for people, e.g. `step 3 of 5: RUN make`; `None` before the first.
+    pub fn place(&self) -> Option<String> {
+        let (at, what) = self.step.strip_prefix("Step ")?.split_once(" : ")?;
+        let (number, total) = at.split_once('/')?;
+        Some(format!("step {number} of {total}: {what}"))
     }
 
     /// The last lines.

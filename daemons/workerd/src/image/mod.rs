@@ -3,6 +3,7 @@
 mod build;
 pub(crate) mod credentials;
 pub(crate) mod log;
+mod room;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -11,7 +12,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use bollard::{Docker, auth::DockerCredentials};
+use bollard::{Docker, auth::DockerCredentials, query_parameters::RemoveImageOptionsBuilder};
 use codering_core::{Code, Error, JobId, Source, time::Millis};
 use futures::{
     FutureExt,
@@ -19,7 +20,7 @@ use futures::{
 };
 use sha2::{Digest, Sha256};
 
-pub use self::log::BuildLog;
+pub use self::{log::BuildLog, room::Disk};
 use crate::{
     checkout::{CheckoutError, Look, Mirrors},
     clock::now,
@@ -31,8 +32,8 @@ use crate::{
 pub const REPOSITORY: &str = "codering/ctx";
 /// Before the short id of an image without a name, where its use is noted.
 pub(crate) const LEFTOVER: &str = "step-";
-/// A build that failed is not tried again within this time: a job's tasks come one after the other.
-const FAILED_FOR: Duration = Duration::from_secs(60);
+/// So long a build that failed answers those who asked before it ended: a job's tasks come one after the other.
+const FAILED_FOR: Duration = Duration::from_secs(3600);
 /// So many failures are remembered.
 const MAX_FAILED: usize = 64;
 /// The lines of the log that a failed task shows.
@@ -54,6 +55,12 @@ pub enum BuildError {
     },
     /// Docker's fault or git's.
     Unavailable(String),
+}
+
+/// Where a build failed, for people: `https://host/demo.git at 3f2a9c1`.
+fn place(source: &Source, look: &Look) -> String {
+    let commit = look.commit.get(..7).unwrap_or(&look.commit);
+    format!("{} at {commit}", codering_core::spec::without_password(&source.git_url))
 }
 
 /// What became of a build, without a report.
@@ -171,17 +178,18 @@ impl Images {
         })))
     }
 
-    /// The image of a source at a commit: there already, or built once for all who ask.
+    /// The image of a source at a commit: there already, or built once for all who ask. A build that failed answers all
+    /// who `asked` before it ended; who asks later has mended something, or hopes so.
     ///
     /// # Errors
     /// See [`BuildError`].
-    pub async fn ready(&self, source: &Source, look: &Look) -> Result<Ready, BuildError> {
-        let failed = |message: String| BuildError::Failed { lines: message.clone(), message, report: None };
+    pub async fn ready(&self, source: &Source, look: &Look, asked: Instant) -> Result<Ready, BuildError> {
+        let failed = |message: String| BuildError::Failed { lines: String::new(), message, report: None };
         if !look.has_dockerfile {
             return Err(failed(format!(
-                "the repository has no file `{}` at commit {}",
+                "{}: there is no file `{}` (`dockerfile` of the job names another; a symlink is none)",
+                place(source, look),
                 codering_core::ids::shown(&source.dockerfile),
-                look.commit
             )));
         }
         let name = self.name(source, look);
@@ -190,7 +198,7 @@ impl Images {
             self.stamp(&name);
             return Ok(Ready { image, report: None, _use: in_use });
         }
-        if let Some(error) = self.failed_lately(&name) {
+        if let Some(error) = self.failed_since(&name, asked) {
             return Err(error);
         }
         let report = self.join(&name, source, look).await?;
@@ -279,10 +287,10 @@ impl Images {
         }))
     }
 
-    fn failed_lately(&self, name: &str) -> Option<BuildError> {
+    fn failed_since(&self, name: &str, asked: Instant) -> Option<BuildError> {
         let mut failed = self.failed();
-        failed.retain(|_, (since, _)| since.elapsed() < FAILED_FOR);
-        failed.get(name).map(|(_, error)| error.clone())
+        failed.retain(|_, (at, _)| at.elapsed() < FAILED_FOR);
+        failed.get(name).filter(|(at, _)| *at >= asked).map(|(_, error)| error.clone())
     }
 
     /// The build that runs, or a new one.
@@ -316,6 +324,7 @@ impl Images {
             source,
             look,
             name,
+            room: &self.0.room,
         };
         tracing::info!(image = name, commit = look.commit, "building an image");
         let done = build::build(&job, &mut log).await;
@@ -324,6 +333,9 @@ impl Images {
         let lines = log.last_lines(SHOWN_LINES);
         for id in log.leftovers(done.is_err()) {
             self.stamp(&format!("{LEFTOVER}{id}"));
+        }
+        if done.is_err() {
+            self.make_room(&mut log).await;
         }
         let (log, log_truncated) = log.finish();
         let report = Arc::new(Report {
@@ -359,6 +371,22 @@ impl Images {
                 Err(error)
             }
         }
+    }
+
+    /// What a failed build left on a disk that is full by now goes at once.
+    async fn make_room(&self, log: &mut BuildLog) {
+        let full = self.disk().await.is_some_and(|disk| disk.missing() > 0);
+        for id in if full { log.leftovers(false) } else { Vec::new() } {
+            let options = RemoveImageOptionsBuilder::default().build();
+            if call(self.0.docker.remove_image(&id, Some(options), None)).await.is_ok() {
+                self.forget(&format!("{LEFTOVER}{id}"));
+            }
+        }
+    }
+
+    /// The disk that builds write to, where it is to be seen.
+    pub async fn disk(&self) -> Option<Disk> {
+        Disk::of(&self.0.docker, self.0.config.disk_reserve).await
     }
 
     fn registry_credentials(&self) -> Result<Option<HashMap<String, DockerCredentials>>, BuildError> {

@@ -4,7 +4,10 @@ use std::{
     collections::HashMap,
     io::Read,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -16,7 +19,7 @@ use bollard::{
     models::{ContainerInspectResponse, ContainerSummary},
     query_parameters::{
         AttachContainerOptionsBuilder, CreateContainerOptionsBuilder, DownloadFromContainerOptionsBuilder,
-        KillContainerOptionsBuilder, ListContainersOptionsBuilder, LogsOptionsBuilder,
+        EventsOptionsBuilder, KillContainerOptionsBuilder, ListContainersOptionsBuilder, LogsOptionsBuilder,
         RemoveContainerOptionsBuilder, WaitContainerOptionsBuilder,
     },
 };
@@ -44,6 +47,8 @@ const RETRIES: u32 = 60;
 /// How often, and how many times, a killed container is looked at for the memory cgroup's evidence.
 const EVIDENCE_EVERY: Duration = Duration::from_millis(50);
 const EVIDENCE_TRIES: u32 = 10;
+/// How long after a container's end Docker has noted who killed it.
+const KILL_IS_NOTED_MS: Millis = 500;
 /// What an entry of Docker's log weighs at most beyond its text.
 const ENTRY_OVERHEAD: u64 = 64;
 /// The largest /etc/passwd or /etc/group of an image that is read.
@@ -180,7 +185,12 @@ impl Containers {
 
     fn container(&self, id: &str, output_bytes: u64) -> Container {
         let log_bytes = settings::log_bytes(output_bytes);
-        Container { docker: self.docker.clone(), id: id.to_owned(), log_bytes }
+        Container {
+            docker: self.docker.clone(),
+            id: id.to_owned(),
+            log_bytes,
+            killed: AtomicBool::new(false),
+        }
     }
 }
 
@@ -299,6 +309,8 @@ struct Container {
     docker: Docker,
     id: String,
     log_bytes: u64,
+    /// This process killed it.
+    killed: AtomicBool,
 }
 
 impl Container {
@@ -322,6 +334,24 @@ impl Container {
 
     async fn inspect(&self) -> Result<ContainerInspectResponse, Error> {
         call(self.docker.inspect_container(&self.id, None)).await
+    }
+
+    /// Whether Docker was asked for the signal that ended it, and not by this process. No task reaches Docker, so that
+    /// was not the user's doing.
+    async fn killed_by_others(&self, exit: Exit) -> bool {
+        if !exit.looks_stopped() || self.killed.load(Ordering::Relaxed) {
+            return false;
+        }
+        let at = |ms: Millis| format!("{}.{:03}000000", ms / 1000, ms % 1000);
+        let filters = HashMap::from([("container", vec![self.id.as_str()]), ("event", vec!["kill"])]);
+        let options = EventsOptionsBuilder::default()
+            .since(&at(exit.started_at))
+            // It is noted a moment after the end; without a bound Docker would go on telling.
+            .until(&at(exit.finished_at + KILL_IS_NOTED_MS))
+            .filters(&filters)
+            .build();
+        let mut events = std::pin::pin!(self.docker.events(Some(options)));
+        matches!(timeout(CALL_TIMEOUT, events.next()).await, Ok(Some(Ok(_))))
     }
 
     async fn ended(&self) -> Result<Option<Exit>, Error> {
@@ -374,6 +404,11 @@ impl Control for Container {
                 Ok(Some(exit)) if lost && exit.looks_stopped() => {
                     return Err(Unavailable("Docker was restarted while the command ran".into()));
                 }
+                Ok(Some(exit)) if self.killed_by_others(exit).await => {
+                    return Err(Unavailable(
+                        "the container was killed through Docker by somebody else".into(),
+                    ));
+                }
                 Ok(Some(exit)) if exit.code == 137 && !exit.out_of_memory => {
                     return Ok(self.evidence(exit).await);
                 }
@@ -393,6 +428,7 @@ impl Control for Container {
     }
 
     async fn kill(&self) -> Result<(), Unavailable> {
+        self.killed.store(true, Ordering::Relaxed);
         let options = KillContainerOptionsBuilder::default().signal("SIGKILL").build();
         match call(self.docker.kill_container(&self.id, Some(options))).await {
             Ok(()) => Ok(()),
@@ -401,6 +437,11 @@ impl Control for Container {
             }
             Err(error) => Err(refusal::unavailable("kill the container", &error)),
         }
+    }
+
+    async fn paused(&self) -> bool {
+        let state = self.inspect().await.ok().and_then(|found| found.state);
+        state.is_some_and(|state| state.paused == Some(true))
     }
 
     async fn recorded(&self) -> Result<(BoxStream<'static, Result<Piece, Unavailable>>, u64), Unavailable> {

@@ -185,6 +185,9 @@ pub trait Control: Send + Sync {
     /// Kills it; one that has ended is no error.
     async fn kill(&self) -> Result<(), Unavailable>;
 
+    /// Whether somebody holds it still.
+    async fn paused(&self) -> bool;
+
     /// All that it wrote, read again, and whether the log still holds its beginning.
     async fn recorded(&self) -> Result<(BoxStream<'static, Result<Piece, Unavailable>>, u64), Unavailable>;
 
