@@ -1,11 +1,12 @@
 //! What the end-to-end tests stand on: the real binaries in a directory of the test's own.
 //!
-//! [`Dev`] is a running `coderingctl dev`, [`Fleet`] daemons that the test starts and kills itself, [`Vhost`] a place of the test's own in the machine's RabbitMQ, [`fixture`] the
+//! [`Dev`] is a running `coderingctl dev`, [`Fleet`] daemons that the test starts and kills itself, [`Dockerd`] a Docker of its own, [`Vhost`] a place of the test's own in the machine's RabbitMQ, [`fixture`] the
 //! jobs. Nothing is mocked: a test that finds no Docker, no RabbitMQ or no binary fails and says what starts or builds it.
 
 mod ctl;
 mod dev;
 pub mod disk;
+pub mod dockerd;
 mod faketime;
 pub mod fixture;
 pub mod fleet;
@@ -22,6 +23,7 @@ use std::path::{Path, PathBuf};
 pub use ctl::Ctl;
 pub use dev::{Backend, Dev};
 pub use disk::SmallDisk;
+pub use dockerd::Dockerd;
 pub use faketime::Faketime;
 pub use fleet::{Fleet, Setup, free_port};
 pub use network::Namespace;
