@@ -4,7 +4,7 @@
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 target := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help build demo test bench fuzz fmt lint clean
+.PHONY: help build demo test soak bench fuzz fmt lint clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
@@ -25,6 +25,12 @@ test: ## every test, those with real RabbitMQ, git and Docker included
 	@scripts/setup test
 	@scripts/with-docker packaging/runtimes/base
 	@scripts/with-docker scripts/test
+
+soak: ## 10^6 simulated tasks under random kills of the release binaries, on both queue backends: nothing lost, nothing doubled
+	@scripts/setup test
+	cargo build --release --locked --workspace --bins
+	cargo build --locked -p codering-tests --example soak
+	CODERING_TEST_BINARIES=$(abspath $(target))/release $(target)/debug/examples/soak $(TASKS)
 
 bench: ## measures the release binaries and prints one table
 	@scripts/setup test

@@ -350,6 +350,11 @@ impl Fleet {
         self.workers[number].take().expect("the worker runs");
     }
 
+    /// Kills the last worker if it runs.
+    pub fn kill_last(&mut self) {
+        drop(self.workers.last_mut().and_then(Option::take));
+    }
+
     /// The broker's process.
     pub fn broker_id(&self) -> u32 {
         self.broker.as_ref().expect("the broker runs").0.id()

@@ -10,12 +10,14 @@ pub mod dockerd;
 mod faketime;
 pub mod fixture;
 pub mod fleet;
+pub mod kept;
 mod network;
 mod process;
 mod proxy;
 mod rabbitmq;
 pub mod secrets;
 mod services;
+pub mod storm;
 pub mod verdict;
 
 use std::path::{Path, PathBuf};
@@ -26,6 +28,7 @@ pub use disk::SmallDisk;
 pub use dockerd::Dockerd;
 pub use faketime::Faketime;
 pub use fleet::{Fleet, Setup, free_port};
+pub use kept::Kept;
 pub use network::Namespace;
 pub use process::{Ran, run, wait_for};
 pub use proxy::{Manner, Proxy, Way};
@@ -37,8 +40,11 @@ pub fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("this crate lies in the repository").to_owned()
 }
 
-/// A binary of the workspace, built in the profile of the running test.
+/// A binary of the workspace, built in the profile of the running test; or that of the directory `CODERING_TEST_BINARIES`.
 pub fn binary(name: &str) -> PathBuf {
+    if let Some(directory) = std::env::var_os("CODERING_TEST_BINARIES") {
+        return PathBuf::from(directory).join(name);
+    }
     let test = std::env::current_exe().expect("a running test has a path");
     // target/PROFILE/deps/TEST-HASH
     let built = test.ancestors().nth(2).expect("cargo runs tests from target/PROFILE/deps").join(name);

@@ -5,13 +5,14 @@
 //! - [`shutdown`]: signals into one drain with a deadline.
 //! - [`tls`]: the CA, certificates and rustls configurations; [`listen`]: serving; [`connect`]: calling.
 //! - [`disk`]: how much room is left, and the reserve that is kept.
-//! - [`health`]: `/healthz`, `/readyz` and `/metrics`.
+//! - [`health`]: `/healthz`, `/readyz` and `/metrics`; [`fault`]: where a test lets a process die.
 //!
 //! It keeps no global state but the log subscriber and rustls's provider, which the process has once.
 
 pub mod config;
 pub mod connect;
 pub mod disk;
+pub mod fault;
 pub mod health;
 pub mod listen;
 pub mod notify;

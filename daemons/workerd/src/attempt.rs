@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use codering_core::{Outcome, Source, TaskResult, result::Phases, time::Millis};
+use codering_kit::fault::{self, Point};
 use codering_proto::{convert::Assigned, v1};
 use tokio::time::Instant;
 
@@ -151,6 +152,7 @@ async fn phases(
     let until = began + Duration::from_millis(spec.limits.timeout_ms);
     let order = Order { worker, feed, until, record: &spec.record, adopted: false };
     let ended = run::supervise(running, held, order).await.map(|(ended, _)| ended);
+    fault::reached(Point::CommandEnded);
     trace.phases.run = ms_since(began);
     drop(ready);
     ended
@@ -254,7 +256,9 @@ async fn resolve(
     held: &Held,
 ) -> Result<crate::checkout::Look, Fault> {
     let found = real.mirrors.resolve(source).await?;
+    fault::reached(Point::CommitResolved);
     let pinned = worker.broker.pin(&held.token, &found.commit).await?;
+    fault::reached(Point::CommitAgreed);
     if pinned == found.commit {
         return Ok(found);
     }
@@ -286,6 +290,7 @@ fn spec(assigned: &Assigned, held: &Held, image: &crate::sandbox::Image, trace: 
         },
         limits,
         stdin,
+        lease: held.lease(),
     }
 }
 
@@ -339,10 +344,12 @@ pub(crate) async fn finish(
     }
     let report = v1::AttemptReport { token: held.token.to_string(), result: Some(result.into()) };
     let (spool, token) = (worker.spool.clone(), held.token.clone());
+    // fault: the spool names its own.
     if let Err(e) = tokio::task::spawn_blocking(move || spool.put(&token, report)).await {
         tracing::error!(job = %held.job, task = %held.task, "a result was not spooled: {e}");
     }
     worker.attempts.remove(&held.token);
+    fault::reached(Point::AttemptLetGo);
 }
 
 fn of_fault(fault: Fault, held: &Held) -> Ended {

@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use codering_core::{LeaseToken, Outcome};
+use codering_kit::fault::{self, Point};
 use codering_proto::{convert::Assigned, v1};
 use tokio::time::Instant;
 
@@ -51,6 +52,7 @@ pub(crate) fn assign(worker: &Arc<Worker>, wire: v1::Assignment, since: Instant)
         since + lease,
     );
     worker.attempts.insert(held.clone());
+    fault::reached(Point::Assigned);
     worker.metrics.running.set(i64::try_from(worker.attempts.len()).unwrap_or(i64::MAX));
     tracing::info!(job = %held.job, task = %held.task, attempt = held.attempt, "attempt begins");
     let shared = worker.clone();
@@ -78,5 +80,6 @@ fn refusal(worker: &Worker, wire: &v1::Assignment) -> Option<v1::AttemptReport> 
 
 fn put(worker: &Arc<Worker>, token: LeaseToken, report: v1::AttemptReport) {
     let spool = worker.spool.clone();
+    // fault: the spool names its own.
     worker.tasks.spawn_blocking(move || spool.put(&token, report));
 }

@@ -3,7 +3,11 @@
 use std::{fs, path::Path, sync::Arc, time::Duration};
 
 use codering_core::{Code, Error, WorkerName};
-use codering_kit::{config, connect, tls};
+use codering_kit::{
+    config, connect,
+    fault::{self, Point},
+    tls,
+};
 use codering_proto::{
     status::from_status,
     v1::{EnrollRequest, workers_client::WorkersClient},
@@ -89,15 +93,19 @@ async fn enroll(config: &Config, dir: &Path) -> Result<(), Error> {
     let request =
         EnrollRequest { join_token: token.expose().to_owned(), worker: config.name.to_string(), csr_pem };
     let answer = ask(&config.broker, channel, request).await?;
+    fault::reached(Point::CertificateAsked);
     let fail = |e: std::io::Error| {
         Error::new(Code::ConfigInvalid, format!("the certificate cannot be kept: {e}"))
             .at(dir.display().to_string())
     };
     fs::create_dir_all(dir).map_err(fail)?;
     tls::write_private(&dir.join("worker.key"), key_pem.as_bytes()).map_err(fail)?;
+    fault::reached(Point::KeyWritten);
     tls::write_public(&dir.join("ca.pem"), answer.ca_pem.as_bytes()).map_err(fail)?;
+    fault::reached(Point::CaWritten);
     // Last: with it, all three are there.
     tls::write_public(&dir.join("worker.pem"), answer.certificate_pem.as_bytes()).map_err(fail)?;
+    fault::reached(Point::CertificateWritten);
     tracing::info!(worker = %config.name, broker = config.broker, "enrolled");
     Ok(())
 }

@@ -167,6 +167,11 @@ impl Held {
         });
     }
 
+    /// When it is stopped unless it is renewed before: followed by whoever is about to start it.
+    pub fn lease(&self) -> LeaseEnd {
+        LeaseEnd { deadline: self.deadline.subscribe(), margin: self.margin() }
+    }
+
     /// When the lease ends.
     pub fn deadline(&self) -> Instant {
         *self.deadline.borrow()
@@ -174,8 +179,30 @@ impl Held {
 
     /// A container takes a while to die: it is stopped that much before.
     fn lets_go_at(&self, deadline: Instant) -> Instant {
-        let margin = (self.lease / 5).min(Duration::from_secs(5));
-        deadline.checked_sub(margin).unwrap_or(deadline)
+        deadline.checked_sub(self.margin()).unwrap_or(deadline)
+    }
+
+    fn margin(&self) -> Duration {
+        (self.lease / 5).min(Duration::from_secs(5))
+    }
+}
+
+/// How long an attempt may still run, as its renewals move it.
+#[derive(Debug, Clone)]
+pub struct LeaseEnd {
+    deadline: watch::Receiver<Instant>,
+    margin: Duration,
+}
+
+impl LeaseEnd {
+    /// One that ends at `deadline`, whatever happens.
+    pub fn at(deadline: Instant) -> Self {
+        Self { deadline: watch::Sender::new(deadline).subscribe(), margin: Duration::ZERO }
+    }
+
+    /// Whether something that was started now would be stopped at once.
+    pub fn is_over(&self) -> bool {
+        Instant::now() + self.margin >= *self.deadline.borrow()
     }
 }
 
@@ -294,6 +321,17 @@ mod tests {
         assert_eq!(held.deadline(), began + Duration::from_secs(40));
         assert_eq!(held.stopped().await, Stop::LeaseLost);
         assert_eq!(Instant::now(), began + Duration::from_secs(35));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_would_be_stopped_at_once_is_not_started_and_a_renewal_lets_it() {
+        let held = held(Duration::from_secs(30));
+        let lease = held.lease();
+        assert!(!lease.is_over());
+        tokio::time::advance(Duration::from_secs(25)).await;
+        assert!(lease.is_over(), "a container takes a while to die");
+        held.renewed(Instant::now(), Duration::from_secs(30));
+        assert!(!lease.is_over());
     }
 
     #[tokio::test]

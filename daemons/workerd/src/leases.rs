@@ -4,6 +4,7 @@
 use std::{collections::HashMap, path::Path, sync::PoisonError, time::Duration};
 
 use codering_core::LeaseToken;
+use codering_kit::fault::{self, Point};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
@@ -55,6 +56,7 @@ pub(crate) fn write(worker: &Worker) {
     if let Err(e) = std::fs::write(&new, text).and_then(|()| std::fs::rename(&new, &file)) {
         tracing::warn!(file = %file.display(), "the leases were not written down: {e}");
     }
+    fault::reached(Point::LeasesWritten);
 }
 
 /// What a former process wrote down.

@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use codering_core::Outcome;
+use codering_kit::fault::{self, Point};
 use tokio::time::Instant;
 
 use crate::{
@@ -35,6 +36,7 @@ pub(crate) async fn run(worker: &Arc<Worker>, real: &Real) -> Result<(), Unavail
             Verdict::Remove(why) => {
                 tracing::info!(container = left.id, why, "a container of the former process is removed");
                 real.sandbox.remove(&left.id).await?;
+                fault::reached(Point::LeftRemoved);
             }
         }
     }
@@ -51,6 +53,7 @@ pub(crate) async fn sweep(worker: &Arc<Worker>, sandbox: &dyn Sandbox) -> Result
         if !held && left.created_at < now() - ORPHAN_AGE_MS {
             tracing::warn!(container = left.id, "an orphan is removed");
             sandbox.remove(&left.id).await?;
+            fault::reached(Point::LeftRemoved);
         }
     }
     Ok(())

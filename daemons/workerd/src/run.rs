@@ -4,6 +4,7 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use codering_core::{LeaseToken, Outcome, time::Millis, units::show_duration};
+use codering_kit::fault::{self, Point};
 use futures::{StreamExt, stream::BoxStream};
 use tokio::{
     io::{AsyncWrite, AsyncWriteExt},
@@ -77,6 +78,7 @@ pub(crate) async fn supervise(
             if let Err(e) = control.remove().await {
                 tracing::warn!(container = id, "left for the next sweep: {e}");
             }
+            fault::reached(Point::ContainerRemoved);
         });
     }
     ended
@@ -178,6 +180,7 @@ async fn end(control: &dyn Control) -> Result<Exit, Unavailable> {
             tokio::time::sleep(KILL_AGAIN).await;
             continue;
         }
+        fault::reached(Point::ContainerKilled);
         if let Ok(exit) = tokio::time::timeout(KILL_AGAIN * 5, control.wait()).await {
             return exit;
         }

@@ -9,6 +9,7 @@ use std::{
 };
 
 use codering_core::{Code, Error, LeaseToken};
+use codering_kit::fault::{self, Point};
 use codering_proto::v1;
 use prost::Message;
 use tokio::sync::watch;
@@ -124,7 +125,9 @@ impl Spool {
         if self.durable {
             file.sync_all()?;
         }
+        fault::reached(Point::ResultWritten);
         fs::rename(&new, self.file(token))?;
+        fault::reached(Point::ResultSpooled);
         if self.durable {
             File::open(&self.dir)?.sync_all()?;
         }
@@ -161,6 +164,7 @@ impl Spool {
             }
             _ => {}
         }
+        fault::reached(Point::SpoolRemoved);
         self.changed.send_modify(|n| *n = n.wrapping_add(1));
     }
 

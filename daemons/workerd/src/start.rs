@@ -6,7 +6,7 @@ use bollard::{API_DEFAULT_VERSION, Docker};
 use clap::Parser;
 use codering_core::{Code, Error};
 use codering_kit::{
-    config, connect,
+    config, connect, fault,
     health::{self, Pulse, Readiness},
     listen, notify,
     shutdown::{self, Shutdown},
@@ -71,6 +71,9 @@ pub fn run() -> Result<(), Error> {
         return Ok(());
     }
     telemetry::init("codering-workerd")?;
+    if fault::BUILT_IN {
+        tracing::warn!("{}", fault::SAYS);
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

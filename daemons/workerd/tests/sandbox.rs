@@ -12,6 +12,7 @@ use bollard::Docker;
 use codering_core::{JobId, LeaseToken, Limits};
 use codering_workerd::{
     config::{Config, File},
+    held::LeaseEnd,
     output::{Capture, Stream},
     sandbox::{Exit, Image, Record, Running, Sandbox, Spec, StartError, docker::Containers},
 };
@@ -38,6 +39,7 @@ fn spec(script: &str) -> Spec {
         env: BTreeMap::new(),
         limits: Limits { memory_bytes: 64 << 20, max_pids: 32, ..Limits::default() },
         stdin: false,
+        lease: LeaseEnd::at(tokio::time::Instant::now() + Duration::from_secs(600)),
         record: Record { output_bytes: 1 << 20, ..Record::default() },
     }
 }
@@ -229,4 +231,14 @@ async fn another_process_reads_a_containers_output_from_its_first_byte() {
     running.control.remove().await.unwrap();
     let mine = sandbox.left().await.unwrap();
     assert!(!mine.iter().any(|l| l.id == running.id));
+}
+
+#[tokio::test]
+async fn invariant_3_a_container_whose_lease_ended_while_it_was_made_is_not_started() {
+    let docker = docker_with_busybox().await;
+    let sandbox = containers(&docker, "late");
+    let spec = Spec { lease: LeaseEnd::at(tokio::time::Instant::now()), ..spec("echo ran") };
+    let late = sandbox.start(&spec).await;
+    assert!(matches!(&late, Err(StartError::Unavailable(_))), "it was started");
+    assert!(sandbox.left().await.unwrap().is_empty(), "and its container is gone");
 }

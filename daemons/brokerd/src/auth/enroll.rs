@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, time::Instant};
 
 use codering_core::{Code, Error, WorkerName, time::Millis};
+use codering_kit::fault::{self, Point};
 
 use super::Auth;
 use crate::{
@@ -88,7 +89,9 @@ impl Auth {
                     "enroll this machine under another name; or replace that one: coderingctl worker token --name {worker}"
                 )));
         }
-        if !self.0.ledger.spend_token(&token.id, now()).await? {
+        let first = self.0.ledger.spend_token(&token.id, now()).await?;
+        fault::reached(Point::JoinTokenSpent);
+        if !first {
             return Err(self.wrong(&token.id, Some(&token.id), from, "a join token that was used before"));
         }
         let row = Worker {
@@ -101,6 +104,7 @@ impl Auth {
             last_seen_at: before.as_ref().map_or(0, |row| row.last_seen_at),
         };
         self.0.ledger.put_worker(row).await?;
+        fault::reached(Point::WorkerEnrolled);
         let replaced = before.is_some();
         tracing::info!(
             worker = %worker, token = token.id, name = token.name, address = %from, serial = signed.identity.serial,

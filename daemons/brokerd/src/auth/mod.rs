@@ -265,6 +265,7 @@ impl Auth {
             let _writing = auth.0.writing.lock().await;
             // Read again under the lock: a revocation in between must not be undone.
             let written = match auth.0.ledger.token(&id).await {
+                // fault: for people alone, and behind the answer.
                 Ok(Some(row)) => auth.0.ledger.put_token(Token { last_used_at: now(), ..row }).await,
                 Ok(None) => Ok(()),
                 Err(error) => Err(error),

@@ -3,7 +3,10 @@
 use std::path::Path;
 
 use codering_core::{Code, Error, ProjectName, time::Millis};
-use codering_kit::tls::write_private;
+use codering_kit::{
+    fault::{self, Point},
+    tls::write_private,
+};
 
 use super::{
     Auth, Caller,
@@ -63,6 +66,7 @@ impl Auth {
             last_used_at: 0,
         };
         self.record(token.clone()).await?;
+        fault::reached(Point::TokenMade);
         tracing::info!(
             token = token.id, name = token.name, role = name(token.role), projects = listed(&token.projects),
             by = caller.token().id, by_name = caller.name(), address = %caller.address(), "a token was created"
@@ -105,6 +109,7 @@ impl Auth {
         // Forgotten before and after: whoever read the old row in between does not keep it.
         self.forget(&revoked.id);
         self.0.ledger.put_token(revoked.clone()).await?;
+        fault::reached(Point::TokenRevoked);
         self.forget(&revoked.id);
         tracing::info!(
             token = revoked.id, name = revoked.name, by = caller.token().id, by_name = caller.name(),
@@ -153,6 +158,7 @@ impl Auth {
             }
             let (id, revoked) = (token.id.clone(), token.revoked_at != 0);
             self.forget(&id);
+            // fault: the next removal of the project, or of its namesake, does it.
             self.0.ledger.put_token(token).await?;
             self.forget(&id);
             tracing::info!(token = id, %project, revoked, "a token lost a project that was deleted");
@@ -178,6 +184,7 @@ impl Auth {
             return Ok(());
         }
         let ids: Vec<_> = ended.into_iter().map(|(_, id)| id).collect();
+        // fault: they had ended before.
         self.0.ledger.delete_tokens(ids.clone()).await?;
         tracing::info!(tokens = ids.len(), "tokens that had ended were removed");
         let mut cache = self.cache();
@@ -231,6 +238,7 @@ impl Auth {
             Some(bearer) => (bearer.id, bearer.hash),
             None => {
                 let (text, id, hash) = secret::new();
+                // fault: the next start records what it finds there.
                 write_private(path, format!("{text}\n").as_bytes()).map_err(|e| {
                     Error::new(Code::ConfigInvalid, format!("cannot be written: {e}"))
                         .at(path.display().to_string())
@@ -250,7 +258,9 @@ impl Auth {
             last_used_at: 0,
         };
         tracing::info!(token = token.id, file = %path.display(), "an administrator's token was made");
-        self.record(token).await
+        self.record(token).await?;
+        fault::reached(Point::TokenMade);
+        Ok(())
     }
 }
 

@@ -5,6 +5,7 @@ use codering_core::{
     Code, Error, Outcome, TaskKey, TaskResult,
     task::{Effect, Event, MAX_INFRASTRUCTURE_FAILURES, Policy, Progress, Refusal, State},
 };
+use codering_kit::fault::{self, Point};
 
 use super::{Broker, now};
 use crate::ledger::{Attempt, LedgerError, Record, Swapped, Task, TaskChange};
@@ -63,6 +64,7 @@ impl Broker {
                 record: self.record(&task, &next, effect.as_ref(), &event, &ended),
             };
             if self.store(change).await? {
+                fault::reached(point_of(&event));
                 let changed = Task { progress: next, ..task.clone() };
                 self.changed(&task, &changed, effect.as_ref(), &ended).await;
                 return Ok(Changed::Yes(Box::new(changed)));
@@ -74,6 +76,7 @@ impl Broker {
     /// Compare-and-set; where the ledger does not know whether it stored the change, it is asked.
     pub(super) async fn store(&self, change: TaskChange) -> Result<bool, Error> {
         let wanted = (change.key.clone(), change.progress.clone());
+        // fault: its callers name what was changed.
         match self.ledger.swap_task(change).await {
             Ok(swapped) => Ok(swapped == Swapped::Yes),
             Err(LedgerError::Unknown(why)) => match self.ledger.task(&wanted.0).await {
@@ -171,6 +174,20 @@ impl Broker {
             }
             None => {}
         }
+    }
+}
+
+/// Where to die once an event is recorded.
+fn point_of(event: &Event) -> Point {
+    match event {
+        Event::Publish => Point::TaskMarked,
+        Event::Unpublish => Point::TaskUnmarked,
+        Event::Lease(_) => Point::LeaseRecorded,
+        Event::Renew { .. } => Point::LeaseRenewed,
+        Event::Complete { .. } => Point::ResultRecorded,
+        Event::Expire { .. } => Point::LeaseEnded,
+        Event::Cancel => Point::TaskCancelled,
+        Event::Retry => Point::TaskRetried,
     }
 }
 

@@ -9,6 +9,7 @@ use codering_core::{
     spec::Reduce,
     task::{Event, Lease, State},
 };
+use codering_kit::fault::{self, Point};
 use codering_proto::convert::Assigned;
 use futures::future::join_all;
 
@@ -86,6 +87,9 @@ impl Broker {
                 Vec::new()
             }
         };
+        if !deliveries.is_empty() {
+            fault::reached(Point::MessagesTaken);
+        }
         let got = u32::try_from(deliveries.len()).unwrap_or(take.max);
         self.scheduler().took(&take, got);
         join_all(deliveries.into_iter().map(|d| self.lease_delivery(&take.project, d))).await;
@@ -97,11 +101,17 @@ impl Broker {
     async fn lease_delivery(&self, project: &ProjectName, delivery: Delivery) {
         let fate = self.lease_message(project, &delivery).await;
         let settled = match &fate {
-            Ok(Fate::Leased | Fate::Dropped) => delivery.settle.ack().await,
+            Ok(Fate::Leased | Fate::Dropped) => {
+                let acked = delivery.settle.ack().await;
+                fault::reached(Point::MessageAcked);
+                acked
+            }
             Ok(Fate::Rejected(reason)) => {
                 tracing::warn!(project = %project, reason, "a message goes to the dead letters");
                 self.metrics.dead_letters.inc();
-                delivery.settle.reject(reason.clone()).await
+                let rejected = delivery.settle.reject(reason.clone()).await;
+                fault::reached(Point::MessageRejected);
+                rejected
             }
             Err(error) => {
                 tracing::warn!(project = %project, %error, "a message returns to its queue");
@@ -110,6 +120,7 @@ impl Broker {
                     () = tokio::time::sleep(REQUEUE_PAUSE) => {}
                     () = self.stop.cancelled() => {}
                 }
+                // fault: the message is as it was taken.
                 delivery.settle.requeue().await
             }
         };
@@ -207,6 +218,7 @@ impl Broker {
         self.metrics.leases.inc();
         self.metrics.queued_seconds.observe(queued_ms as f64 / 1e3);
         self.hold(&worker, session, Held::new(task, self.settings.lease), assigned, &job).await;
+        fault::reached(Point::AssignmentSent);
         Ok(Fate::Leased)
     }
 
@@ -245,7 +257,9 @@ impl Broker {
             commit: None,
             record: Default::default(),
         };
-        if self.store(change).await? && !paused {
+        let stored = self.store(change).await?;
+        fault::reached(Point::TaskHandedBack);
+        if stored && !paused {
             self.outbox.ring_at(&task.project, not_before);
         }
         Ok(())

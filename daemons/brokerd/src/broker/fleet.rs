@@ -7,6 +7,7 @@ use std::{
 };
 
 use codering_core::{Code, Error, LeaseToken, WorkerName};
+use codering_kit::fault::{self, Point};
 use codering_proto::v1::{self, from_worker, to_worker};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -134,6 +135,7 @@ impl Broker {
         let mut row = self.worker_row(&name).await?;
         row.last_seen_at = now();
         self.ledger.put_worker(row.clone()).await?;
+        fault::reached(Point::WorkerSeen);
         let (to, inbox) = mpsc::channel(STREAM_ROOM);
         let closed = CancellationToken::new();
         let (fenced, cancelled) = self.renew(&name, &hello.held_tokens);
@@ -269,6 +271,7 @@ impl Speaker {
                 let recorded = broker.report(&self.name, report).await?;
                 let answer = v1::ReportReceived { token, recorded };
                 broker.fleet.send(&self.name, Some(self.id), to_worker::Message::Received(answer));
+                fault::reached(Point::ReportAnswered);
                 Ok(())
             }
             Some(from_worker::Message::Build(done)) => self.build(done).await,
@@ -323,6 +326,8 @@ impl Speaker {
             log: build.log,
             log_truncated: build.log_truncated,
         };
-        Ok(self.broker.ledger.put_build(&key.job, row).await?)
+        self.broker.ledger.put_build(&key.job, row).await?;
+        fault::reached(Point::BuildKept);
+        Ok(())
     }
 }

@@ -8,6 +8,7 @@ use codering_core::{
     spec::Reduce,
     task::{Event, Progress},
 };
+use codering_kit::fault::{self, Point};
 use futures::{Stream, StreamExt, stream};
 
 use super::{
@@ -130,6 +131,7 @@ impl Broker {
         let _writing = live.writing.lock().await;
         let mut row = live.job();
         change(&mut row);
+        // fault: its callers name what was changed.
         self.ledger.update_job(row).await?;
         live.update(&change);
         Ok(live.job())
@@ -140,6 +142,7 @@ impl Broker {
     pub async fn cancel_job(&self, id: &JobId) -> Result<Job, Error> {
         let live = self.unfinished(id)?;
         let job = self.rewrite(&live, |job| job.cancelled = true).await?;
+        fault::reached(Point::CancelRecorded);
         let (broker, id) = (self.clone(), id.clone());
         self.tracker.spawn(async move { broker.cancel_rest(&id).await });
         Ok(job)
@@ -195,12 +198,15 @@ impl Broker {
 
     /// Nothing more of it is leased; what runs goes on.
     pub async fn pause_job(&self, id: &JobId) -> Result<Job, Error> {
-        self.rewrite(&*self.unfinished(id)?, |job| job.paused = true).await
+        let job = self.rewrite(&*self.unfinished(id)?, |job| job.paused = true).await?;
+        fault::reached(Point::JobPaused);
+        Ok(job)
     }
 
     /// It goes on.
     pub async fn resume_job(&self, id: &JobId) -> Result<Job, Error> {
         let job = self.rewrite(&*self.unfinished(id)?, |job| job.paused = false).await?;
+        fault::reached(Point::JobResumed);
         self.outbox.ring(&job.spec.project);
         Ok(job)
     }
@@ -252,6 +258,7 @@ impl Broker {
         row.message.clear();
         row.state = JobState::Running;
         self.ledger.update_job(row.clone()).await?;
+        fault::reached(Point::JobWoken);
         let awake = live.keep_awake();
         live.set_reduced(None);
         live.update(|job| {
@@ -296,6 +303,7 @@ impl Broker {
         let awake = self.wake_job(id).await?;
         if let Some(reduce) = reduce {
             self.rewrite(&awake, |job| job.reduce = Some(reduce.clone())).await?;
+            fault::reached(Point::ReduceChosen);
         }
         self.make_reduce(&awake, true).await?;
         Ok(awake.job())
@@ -323,7 +331,9 @@ impl Broker {
             progress: Progress::new(now()),
         };
         self.ledger.update_job(row.clone()).await?;
+        fault::reached(Point::ReduceCounted);
         self.ledger.insert_task(task.clone()).await?;
+        fault::reached(Point::ReduceMade);
         self.projects.queued(&task.project, 1);
         live.update(|job| (job.reduce_runs, job.reduced_run) = (row.reduce_runs, row.reduced_run));
         live.set_reduced(Some(None));
@@ -368,6 +378,7 @@ impl Broker {
             (n, _) => format!("{n} of {} tasks failed", row.counts.total),
         };
         self.ledger.update_job(row.clone()).await?;
+        fault::reached(Point::JobFinished);
         live.update(|job| {
             job.finished_at = row.finished_at;
             job.message.clone_from(&row.message);
@@ -429,6 +440,7 @@ impl Broker {
                 touched.insert(job.spec.project);
             }
             self.ledger.delete_job(&id).await?;
+            fault::reached(Point::JobLetGo);
             tracing::info!(job = %id, "a finished job was let go by retention");
         }
         for project in touched {

@@ -9,6 +9,8 @@ use std::{
 
 use codering_core::{JobId, LeaseToken, TaskKey, WorkerName, task::Event, time::Millis};
 
+use futures::{StreamExt, stream};
+
 use super::{Broker, change::Changed, change::Ended, now};
 use crate::ledger::Task;
 
@@ -144,6 +146,8 @@ impl Leases {
 
 /// How often deadlines are looked at.
 const TICK: Duration = Duration::from_millis(500);
+/// Leases ended at the same time: a group commit's worth.
+const AT_ONCE: usize = 256;
 
 impl Broker {
     /// Ends the streams of silent workers, and leases that were not renewed.
@@ -158,12 +162,15 @@ impl Broker {
             for (worker, session) in self.fleet.close_silent(self.settings.lease) {
                 self.scheduler().leave(&worker, session);
             }
-            for token in self.leases.expired(Instant::now()) {
-                // Each end takes a write, and its worker may renew the next one while that is waited for.
-                if let Some(held) = self.leases.take_expired(&token, Instant::now()) {
-                    self.end_lease(&token, held, "the worker was lost: it did not renew its lease").await;
-                }
-            }
+            // Side by side: their writes share commits, and a worker with many slots is not waited for one by one.
+            stream::iter(self.leases.expired(Instant::now()))
+                .for_each_concurrent(AT_ONCE, async |token| {
+                    // Its worker may have renewed it while others were ended.
+                    if let Some(held) = self.leases.take_expired(&token, Instant::now()) {
+                        self.end_lease(&token, held, "the worker was lost: it did not renew its lease").await;
+                    }
+                })
+                .await;
         }
     }
 

@@ -13,6 +13,7 @@ mod jobs;
 mod leases;
 mod live;
 mod logs;
+mod lost;
 mod outbox;
 mod projects;
 mod queues;

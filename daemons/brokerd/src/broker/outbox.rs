@@ -10,11 +10,13 @@ use std::{
 
 use bytes::Bytes;
 use codering_core::{
-    Code, Error, ProjectName, QueueName,
+    Code, Error, JobSpec, ProjectName, QueueName,
     message::{DoneMessage, TodoMessage},
+    spec::Reduce,
     task::{Event, LONGEST_PAUSE_MS},
     time::Millis,
 };
+use codering_kit::fault::{self, Point};
 use futures::{StreamExt, stream};
 use tokio::sync::{RwLock, watch};
 
@@ -123,23 +125,40 @@ impl Broker {
         let tasks = self.ledger.unpublished(project, now(), BATCH).await?;
         let found = tasks.len();
         let todo = QueueName::todo(project);
-        let work = tasks.into_iter().map(|task| self.publish_task(&todo, task));
+        // What the tasks of a job share is read once, not cloned for each of them.
+        let mut jobs = BTreeMap::new();
+        for task in &tasks {
+            if !jobs.contains_key(&task.key.job) {
+                let job =
+                    self.jobs.get(&task.key.job).map(|job| job.with(|j| (j.spec.clone(), j.reduce.clone())));
+                jobs.insert(task.key.job.clone(), job);
+            }
+        }
+        let work = tasks.into_iter().map(|task| {
+            let job = jobs.get(&task.key.job).and_then(Option::as_ref);
+            self.publish_task(&todo, task, job)
+        });
         let results: Vec<_> = stream::iter(work).buffer_unordered(BATCH as usize).collect().await;
         results.into_iter().collect::<Result<(), Error>>()?;
         Ok(found)
     }
 
-    async fn publish_task(&self, todo: &QueueName, task: Task) -> Result<(), Error> {
-        let Some(job) = self.jobs.get(&task.key.job) else {
+    async fn publish_task(
+        &self,
+        todo: &QueueName,
+        task: Task,
+        job: Option<&(JobSpec, Option<Reduce>)>,
+    ) -> Result<(), Error> {
+        let Some((spec, reduce)) = job else {
             return Err(Error::new(Code::JobNotFound, format!("job {} is not in memory yet", task.key.job)));
         };
-        let (spec, reduce) = job.with(|j| (j.spec.clone(), j.reduce.clone()));
         let attempt =
-            super::dispatch::attempt_spec(&spec, reduce.as_ref(), &task, &self.settings.default_limits);
+            super::dispatch::attempt_spec(spec, reduce.as_ref(), &task, &self.settings.default_limits);
         let message = TodoMessage::of(&task.project, &task.key.job, &task.spec, &attempt, spec.priority);
         let body = serde_json::to_vec(&message).map_err(super::internal)?;
         let message = Message { body: body.into(), priority: spec.priority };
         self.put_making(todo, message).await?;
+        fault::reached(Point::TaskPut);
         // The message may be taken before this line: then the task is leased already, and that is as good.
         self.scheduler().ring(&task.project);
         self.dispatch.notify_one();
@@ -182,20 +201,25 @@ impl Broker {
             // A project that was deleted meanwhile needs no message.
             if self.projects.get(&result.project).is_some() {
                 self.put_making(&done, Message::new(body)).await?;
+                fault::reached(Point::DonePut);
             }
             Ok((codering_core::TaskKey { job: result.job, task: result.task }, result.attempt))
         });
         let keys: Vec<Result<_, Error>> = stream::iter(work).buffer_unordered(BATCH as usize).collect().await;
         let (done, failed): (Vec<_>, Vec<_>) = keys.into_iter().partition(Result::is_ok);
         self.ledger.mark_results_published(done.into_iter().flatten().collect()).await?;
+        fault::reached(Point::DoneMarked);
         failed.into_iter().next().map_or(Ok(found), |failed| failed.map(|_| found))
     }
 
     /// Puts a message on a queue of the flow's own, which is made again where the backend lost it.
     async fn put_making(&self, queue: &QueueName, message: Message) -> Result<(), QueueError> {
+        // fault: its callers name what was put.
         match self.queues.put(queue, message.clone()).await {
             Err(QueueError::NotFound(_)) => {
                 self.queues.create(queue).await?;
+                fault::reached(Point::QueueRemade);
+                // fault: its callers name what was put.
                 self.queues.put(queue, message).await
             }
             answer => answer,

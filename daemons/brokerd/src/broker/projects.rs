@@ -11,6 +11,7 @@ use codering_core::{
     quota::Quota,
     task::State,
 };
+use codering_kit::fault::{self, Point};
 
 use super::{Broker, now};
 use crate::ledger::{JobFilter, Project, Usage};
@@ -116,6 +117,10 @@ fn not_found(name: &ProjectName) -> Error {
         .hint(format!("coderingctl project create {name}"))
 }
 
+fn own_queues(name: &ProjectName) -> [QueueName; 3] {
+    [QueueName::todo(name), QueueName::done(name), QueueName::dead(name)]
+}
+
 impl Broker {
     /// Makes a project with its queues.
     pub async fn create_project(&self, name: ProjectName, quota: Quota) -> Result<ProjectView, Error> {
@@ -125,6 +130,7 @@ impl Broker {
         }
         let project = Project { name: name.clone(), quota, created_at: now() };
         self.ledger.put_project(project.clone()).await?;
+        fault::reached(Point::ProjectRecorded);
         let view = ProjectView { project, usage: Usage::default() };
         self.projects.put(view.clone());
         self.scheduler().set_quota(&name, quota.running_slots);
@@ -136,11 +142,21 @@ impl Broker {
     /// The project's own three queues: recorded, and made where the backend is in reach; where it is away,
     /// the reconciler makes them.
     async fn ensure_queues(&self, name: &ProjectName) -> Result<(), Error> {
-        for queue in [QueueName::todo(name), QueueName::done(name), QueueName::dead(name)] {
-            self.ledger.put_queue(&queue).await?;
+        self.record_queues(name).await?;
+        for queue in own_queues(name) {
             if let Err(error) = self.queues.create(&queue).await {
                 tracing::warn!(queue = %queue, %error, "the queue will be made when the backend is back");
             }
+            fault::reached(Point::ProjectQueueMade);
+        }
+        Ok(())
+    }
+
+    /// What a crash may have left of a new project: a row without queues.
+    pub(super) async fn record_queues(&self, name: &ProjectName) -> Result<(), Error> {
+        for queue in own_queues(name) {
+            self.ledger.put_queue(&queue).await?;
+            fault::reached(Point::ProjectQueueRecorded);
         }
         Ok(())
     }
@@ -210,13 +226,18 @@ impl Broker {
                     .for_each(|(token, worker)| self.fleet.cancel(worker, token));
                 self.jobs.remove(&job.id);
                 self.ledger.delete_job(&job.id).await?;
+                fault::reached(Point::ProjectJobRemoved);
             }
         }
         for queue in self.ledger.queues().await?.into_iter().filter(|q| q.project() == *name) {
             self.queues.delete(&queue).await?;
+            fault::reached(Point::ProjectQueueRemoved);
             self.ledger.delete_queue(&queue).await?;
+            fault::reached(Point::ProjectQueueForgotten);
         }
-        Ok(self.ledger.delete_project(name).await?)
+        self.ledger.delete_project(name).await?;
+        fault::reached(Point::ProjectRemoved);
+        Ok(())
     }
 
     /// Sets what a project may hold.
@@ -225,6 +246,7 @@ impl Broker {
         let mut view = self.project(name).await?;
         view.project.quota = quota;
         self.ledger.put_project(view.project.clone()).await?;
+        fault::reached(Point::ProjectChanged);
         if let Some(live) = self.projects.lock().get_mut(name) {
             live.view.project.quota = quota;
         }

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use codering_core::{Code, Error, ProjectName, QueueName, quota::Quota};
+use codering_kit::fault::{self, Point};
 use futures::{Stream, stream};
 
 use super::Broker;
@@ -48,13 +49,16 @@ impl Broker {
             }
         }
         let recorded = self.ledger.put_queue(name).await?;
+        fault::reached(Point::QueueRecorded);
         let made = self.queues.create(name).await?;
+        fault::reached(Point::QueueMade);
         Ok(recorded || made)
     }
 
     /// Puts one message; returns once the queue has confirmed it.
     pub async fn put(&self, queue: &QueueName, body: Bytes, priority: i32) -> Result<(), Error> {
         self.queues.put(queue, Message { body, priority }).await.map_err(|e| with_cure(e, queue))?;
+        fault::reached(Point::MessagePut);
         if *queue == QueueName::todo(&queue.project()) {
             self.scheduler().ring(&queue.project());
             self.dispatch.notify_one();
@@ -69,6 +73,7 @@ impl Broker {
         };
         let body = delivery.body.clone();
         delivery.settle.ack().await?;
+        fault::reached(Point::MessageGiven);
         Ok(Some(body))
     }
 
@@ -95,7 +100,9 @@ impl Broker {
 
     /// Removes what waits in a queue. What waits on `P.todo` stays in the ledger and is published again.
     pub async fn purge(&self, queue: &QueueName) -> Result<u64, Error> {
-        self.queues.purge(queue).await.map_err(|e| with_cure(e, queue))
+        let purged = self.queues.purge(queue).await.map_err(|e| with_cure(e, queue))?;
+        fault::reached(Point::QueuePurged);
+        Ok(purged)
     }
 
     /// Removes a queue.
@@ -109,7 +116,10 @@ impl Broker {
         }
         self.queues.depth(queue).await.map_err(|e| with_cure(e, queue))?;
         self.queues.delete(queue).await?;
-        Ok(self.ledger.delete_queue(queue).await?)
+        fault::reached(Point::QueueRemoved);
+        self.ledger.delete_queue(queue).await?;
+        fault::reached(Point::QueueForgotten);
+        Ok(())
     }
 
     /// A project's dead letters, and how many there are in all.
@@ -122,6 +132,7 @@ impl Broker {
     /// Puts dead letters back on the queues that they were on.
     pub async fn requeue_dead(&self, project: &ProjectName, ids: Option<Vec<String>>) -> Result<u64, Error> {
         let requeued = self.queues.requeue_dead(&QueueName::dead(project), ids).await?;
+        fault::reached(Point::DeadRequeued);
         self.scheduler().ring(project);
         self.dispatch.notify_one();
         Ok(requeued)

@@ -1,21 +1,21 @@
 //! Repair: whatever a crash, a wiped queue or a missed bell left between two steps is found here, at
 //! start and on a timer, from the ledger alone.
 
-use std::{collections::HashMap, time::Duration};
+use std::time::Duration;
 
-use codering_core::{Error, ProjectName, QueueName, task::Event};
+use codering_core::{Error, ProjectName};
+use codering_kit::fault::{self, Point};
 
-use super::{Broker, change::Ended, leases::Held, live, now, projects::ProjectView};
+use super::{Broker, leases::Held, live, lost::LossWatch, now, projects::ProjectView};
 
 /// Retention is looked after this often.
 const RETENTION_EVERY: Duration = Duration::from_secs(60);
-/// Messages that a count may miss without being lost: a publisher's window.
-const ON_THE_WAY: u64 = 256;
 
 impl Broker {
     /// At start: memory is made from the ledger.
     pub(super) async fn load(&self) -> Result<(), Error> {
         let dropped = self.ledger.delete_uncommitted().await?;
+        fault::reached(Point::UncommittedRemoved);
         if dropped > 0 {
             tracing::info!(jobs = dropped, "submits that were never answered were removed");
         }
@@ -24,6 +24,7 @@ impl Broker {
             self.scheduler().set_quota(&name, project.quota.running_slots);
             let usage = self.ledger.usage(&name).await?;
             self.projects.put(ProjectView { project, usage });
+            self.record_queues(&name).await?;
         }
         for job in self.ledger.unfinished_jobs().await? {
             self.load_job(job).await?;
@@ -42,15 +43,15 @@ impl Broker {
 
     /// On a timer, and at once when started.
     pub(super) async fn reconcile_loop(self) {
-        let mut suspects = HashMap::new();
-        let mut retention = tokio::time::Instant::now();
+        let mut watch = LossWatch::default();
+        let mut retention: Option<tokio::time::Instant> = None;
         loop {
             self.remove_abandoned().await;
-            if let Err(error) = self.reconcile(&mut suspects).await {
+            if let Err(error) = self.reconcile(&mut watch).await {
                 tracing::warn!(%error, "repair goes on later");
             }
-            if retention.elapsed() >= RETENTION_EVERY {
-                retention = tokio::time::Instant::now();
+            if retention.is_none_or(|at| at.elapsed() >= RETENTION_EVERY) {
+                retention = Some(tokio::time::Instant::now());
                 if let Err(error) = self.expire_jobs().await {
                     tracing::warn!(%error, "old jobs are let go later");
                 }
@@ -62,10 +63,13 @@ impl Broker {
         }
     }
 
-    async fn reconcile(&self, suspects: &mut HashMap<ProjectName, u64>) -> Result<(), Error> {
+    async fn reconcile(&self, watch: &mut LossWatch) -> Result<(), Error> {
         for job in self.ledger.unfinished_jobs().await? {
-            if self.jobs.get(&job.id).is_none() {
-                // A commit whose answer was lost.
+            if self.jobs.get(&job.id).is_some() {
+                continue;
+            }
+            // A commit whose answer was lost; or one that ended, and was forgotten, since its row was read.
+            if let Some(job) = self.ledger.job(&job.id).await?.filter(|job| job.finished_at == 0) {
                 self.load_job(job).await?;
             }
         }
@@ -87,7 +91,7 @@ impl Broker {
             self.refill().await?;
             self.ensure_recorded_queues().await?;
             for project in self.projects.names() {
-                self.find_lost_messages(&project, suspects).await?;
+                self.find_lost_messages(&project, watch).await?;
             }
         }
         self.scheduler().ring_all();
@@ -105,6 +109,7 @@ impl Broker {
         let mut again = row.clone();
         again.reduced_run = 0;
         self.ledger.update_job(again).await?;
+        fault::reached(Point::ReduceUncounted);
         job.update(|j| j.reduced_run = 0);
         Ok(())
     }
@@ -115,39 +120,10 @@ impl Broker {
             if let Err(crate::queue::QueueError::NotFound(_)) = self.queues.depth(&queue).await {
                 tracing::warn!(queue = %queue, "the backend lost a queue: it is made again");
                 self.queues.create(&queue).await?;
+                fault::reached(Point::QueueRemade);
             }
         }
         Ok(())
-    }
-
-    /// Tasks whose messages the queue lost. Counting is not atomic with what flows, so a shortage must be seen twice
-    /// in a row; republishing what was not lost does no harm.
-    async fn find_lost_messages(
-        &self,
-        project: &ProjectName,
-        suspects: &mut HashMap<ProjectName, u64>,
-    ) -> Result<(), Error> {
-        let expected = self.ledger.published_count(project).await?;
-        let depth = match expected {
-            0 => Default::default(),
-            _ => self.queues.depth(&QueueName::todo(project)).await?,
-        };
-        let found = depth.ready + depth.unacked;
-        // What is between the queue and its lease right now is in neither count.
-        let on_the_way = u64::from(self.scheduler().reserved()) + ON_THE_WAY;
-        if found >= expected || (found > 0 && expected - found <= on_the_way) {
-            suspects.remove(project);
-            return Ok(());
-        }
-        if suspects.insert(project.clone(), expected).is_none() {
-            return Ok(());
-        }
-        suspects.remove(project);
-        tracing::warn!(
-            project = %project, expected, found,
-            "the queue has fewer messages than the ledger has tasks for it: they are published again"
-        );
-        self.unpublish_tasks(project).await
     }
 
     /// All that waits on a project's todo queue, as far as the ledger knows, is to be published anew.
@@ -157,13 +133,7 @@ impl Broker {
             let page = self.ledger.published(project, after, 1000).await?;
             let Some(last) = page.last() else { break };
             after = Some(last.key.clone());
-            let changes = page.into_iter().map(async |task| {
-                let key = task.key.clone();
-                self.change(&key, Some(task), Event::Unpublish, Ended::default()).await.map(drop)
-            });
-            for changed in futures::future::join_all(changes).await {
-                changed?;
-            }
+            self.unpublish(page).await?;
         }
         self.outbox.ring_at(project, now());
         Ok(())

@@ -52,10 +52,12 @@ impl Broker {
                     let Some(last) = tasks.last() else { break };
                     seq = Some(last.seq);
                     count += tasks.len() as u64;
+                    // fault: the backend is blank until all of this was done: the next start does it again.
                     self.ledger.unpublish_results(tasks.into_iter().map(|task| task.key).collect()).await?;
                 }
                 if let Some(reduce) = self.ledger.newest_reduce(&job.id).await? {
                     let key: TaskKey = reduce.key;
+                    // fault: the same.
                     self.ledger.unpublish_results(vec![key]).await?;
                 }
             }

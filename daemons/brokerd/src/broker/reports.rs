@@ -4,6 +4,7 @@ use bytes::Bytes;
 use codering_core::{
     Code, Error, LeaseToken, Outcome, TaskResult, WorkerName, message::DoneMessage, task::Event,
 };
+use codering_kit::fault::{self, Point};
 use codering_proto::v1;
 use futures::{Stream, stream};
 
@@ -35,6 +36,7 @@ impl Broker {
         let outcome = result.outcome;
         let key = held.task.key.clone();
         let ended = Ended { result: Some(result), ..Ended::default() };
+        fault::reached(Point::ReportReceived);
         let changed = self
             .change(&key, Some(held.task.clone()), Event::Complete { token: token.clone(), outcome }, ended)
             .await?;
@@ -98,6 +100,7 @@ impl Broker {
         let mut row = job.job();
         row.commit = commit.to_owned();
         self.ledger.update_job(row).await?;
+        fault::reached(Point::CommitPinned);
         job.update(|j| j.commit = commit.to_owned());
         Ok(commit.to_owned())
     }
@@ -118,6 +121,7 @@ impl Broker {
                 record: Default::default(),
             };
             if self.store(change).await? {
+                fault::reached(Point::TaskCommitPinned);
                 return Ok(commit.to_owned());
             }
         }

@@ -99,6 +99,7 @@ impl Broker {
     /// Removes what failed submits left, once that can be written.
     pub(super) async fn remove_abandoned(&self) {
         for id in self.abandoned.take() {
+            // fault: the next start removes it.
             if let Err(error) = self.ledger.delete_job(&id).await {
                 tracing::debug!(job = %id, %error, "a failed submit is removed later");
                 self.abandoned.push(id);

@@ -40,6 +40,8 @@ struct Share {
     quota: u32,
     /// Its queue may hold something.
     maybe_ready: bool,
+    /// Messages that its queue has handed out.
+    taken: u64,
     /// Counts the times it was rung, so that an empty answer to an older question does not hide a newer message.
     rung: u64,
 }
@@ -176,6 +178,7 @@ impl Scheduler {
     pub fn took(&mut self, take: &Take, got: u32) {
         if let Some(share) = self.shares.get_mut(&take.project) {
             share.reserved = share.reserved.saturating_sub(take.max.saturating_sub(got));
+            share.taken += u64::from(got);
             if got < take.max && share.rung == take.rung {
                 share.maybe_ready = false;
             }
@@ -210,6 +213,11 @@ impl Scheduler {
         if let Some(share) = self.shares.get_mut(project) {
             share.reserved += 1;
         }
+    }
+
+    /// How many messages a project's queue has handed out, since this process began.
+    pub fn taken(&self, project: &ProjectName) -> u64 {
+        self.shares.get(project).map_or(0, |s| s.taken)
     }
 
     /// Slots between a question and a lease.

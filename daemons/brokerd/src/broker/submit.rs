@@ -7,6 +7,7 @@ use codering_core::{
     job::{JobState, TaskCounts},
     task::Progress,
 };
+use codering_kit::fault::{self, Point};
 
 use super::{Broker, live::LiveJob, new_job_id, now};
 use crate::ledger::{Begun, Job, Task};
@@ -126,6 +127,7 @@ impl Submission {
         for _ in 0..3 {
             match self.broker.ledger.begin_job(self.job.clone(), key.clone()).await? {
                 Begun::New => {
+                    fault::reached(Point::SubmitBegun);
                     self.begun = true;
                     // Not before: what was taken once is answered again, room or none.
                     return self.broker.check_room();
@@ -188,7 +190,11 @@ impl Submission {
         let twice = tasks.iter().find(|task| !seen.insert(&task.key.task)).map(|task| task.key.task.clone());
         let twice = match twice {
             Some(id) => Some(id),
-            None => self.broker.ledger.add_tasks(&self.job.id, tasks).await?,
+            None => {
+                let twice = self.broker.ledger.add_tasks(&self.job.id, tasks).await?;
+                fault::reached(Point::TasksAdded);
+                twice
+            }
         };
         match twice {
             Some(id) => {
@@ -212,12 +218,14 @@ impl Submission {
         self.flush().await?;
         self.job.counts = TaskCounts { total: self.total, queued: self.total, ..TaskCounts::default() };
         self.broker.ledger.update_job(self.job.clone()).await?;
+        fault::reached(Point::SubmitCounted);
         // In memory before it is visible, so that no change of its tasks goes uncounted.
         let job = self.broker.jobs.insert(self.job.id.clone(), LiveJob::new(self.job.clone(), None));
         if let Err(error) = self.broker.ledger.commit_job(&self.job.id).await {
             self.broker.jobs.remove(&self.job.id);
             return Err(error.into());
         }
+        fault::reached(Point::SubmitCommitted);
         if self.broker.projects.get(&self.job.spec.project).is_none() {
             // It was removed in this moment: dropped here, the job goes too.
             self.broker.jobs.remove(&self.job.id);
@@ -243,6 +251,7 @@ impl Drop for Submission {
                     tracing::debug!(job = %id, %error, "a failed submit is removed later");
                     broker.abandoned.push(id);
                 }
+                fault::reached(Point::SubmitDropped);
             });
         }
     }

@@ -6,6 +6,7 @@ use codering_core::{
     message::TodoMessage,
     task::{Event, Progress, Refusal, State},
 };
+use codering_kit::fault::{self, Point};
 
 use super::{
     Broker, Running,
@@ -128,6 +129,7 @@ impl Broker {
                 },
             };
             if self.ledger.insert_task(task.clone()).await? {
+                fault::reached(Point::RawTaskAdopted);
                 self.projects.queued(project, 1);
                 job.added(&task.progress.state);
                 return Ok(Some(task));
@@ -192,12 +194,13 @@ impl Broker {
             message: String::new(),
         };
         match self.ledger.begin_job(job.clone(), None).await? {
-            Begun::New => {}
+            Begun::New => fault::reached(Point::OpenJobBegun),
             _ => {
                 return Err(Error::new(Code::BrokerBusy, "two jobs were made in the same moment; try again"));
             }
         }
         self.ledger.commit_job(&job.id).await?;
+        fault::reached(Point::OpenJobMade);
         Ok(self.jobs.insert(job.id.clone(), LiveJob::new(job, None)))
     }
 
@@ -217,6 +220,7 @@ impl Broker {
     /// An open job takes no more messages; once its tasks are done it is finished. Call it with `adopting` held.
     async fn close_open_job(&self, job: &LiveJob) -> Result<(), Error> {
         self.rewrite(job, |j| j.open = false).await?;
+        fault::reached(Point::OpenJobClosed);
         self.settle_job(job).await;
         Ok(())
     }

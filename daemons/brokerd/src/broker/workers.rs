@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use codering_core::{Code, Error, WorkerName};
+use codering_kit::fault::{self, Point};
 
 use super::{Broker, Running, now};
 use crate::ledger;
@@ -79,6 +80,7 @@ impl Broker {
         let mut view = self.worker(name).await?;
         view.worker.paused = paused;
         self.ledger.put_worker(view.worker.clone()).await?;
+        fault::reached(Point::WorkerPaused);
         self.scheduler().set_paused(name, paused);
         self.dispatch.notify_one();
         Ok(view)
@@ -90,6 +92,7 @@ impl Broker {
         let mut view = self.worker(name).await?;
         view.worker.revoked = true;
         self.ledger.put_worker(view.worker.clone()).await?;
+        fault::reached(Point::WorkerRevoked);
         self.disconnect(name);
         Ok(view)
     }

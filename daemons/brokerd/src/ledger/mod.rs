@@ -139,7 +139,7 @@ pub trait Ledger: Send + Sync + 'static {
     /// Committed jobs, newest first.
     async fn jobs(&self, filter: JobFilter, after: Option<JobId>, limit: u32) -> Result<Vec<Job>>;
 
-    /// Committed jobs whose stored state is not final, oldest first.
+    /// Committed jobs that have not ended (`finished_at` is 0), oldest first. All tasks of one may be done.
     async fn unfinished_jobs(&self) -> Result<Vec<Job>>;
 
     /// The finished jobs that retention lets go: finished before `before`, or beyond the newest `keep`.
@@ -173,6 +173,9 @@ pub trait Ledger: Send + Sync + 'static {
     /// Ready tasks of a project that count as published, a page in key order.
     async fn published(&self, project: &ProjectName, after: Option<TaskKey>, limit: u32)
     -> Result<Vec<Task>>;
+
+    /// The same, those first that were published first: by job, and in the order of its tasks.
+    async fn longest_published(&self, project: &ProjectName, limit: u32) -> Result<Vec<Task>>;
 
     /// How many there are of them.
     async fn published_count(&self, project: &ProjectName) -> Result<u64>;

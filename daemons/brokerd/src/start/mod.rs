@@ -16,6 +16,7 @@ use std::{
 use clap::Parser;
 use codering_core::{Code, Error};
 use codering_kit::{
+    fault,
     health::{self, Readiness},
     listen::{self, Bounds},
     notify,
@@ -80,6 +81,9 @@ fn start(options: &Options) -> Result<(), Error> {
         return check(options.config.as_deref());
     }
     telemetry::init("codering-brokerd")?;
+    if fault::BUILT_IN {
+        tracing::warn!("{}", fault::SAYS);
+    }
     let config = Config::load(options.config.as_deref())?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

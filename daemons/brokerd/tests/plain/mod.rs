@@ -330,13 +330,13 @@ impl Ledger for PlainLedger {
     }
 
     async fn unfinished_jobs(&self) -> Result<Vec<Job>> {
-        let mut found = self.all_jobs(|job| !job.state.is_final()).await;
+        let mut found = self.all_jobs(|job| job.finished_at == 0).await;
         found.sort_by_key(|job| job.created_at);
         Ok(found)
     }
 
     async fn expired_jobs(&self, before: Millis, keep: u64, limit: u32) -> Result<Vec<JobId>> {
-        let mut finished = self.all_jobs(|job| job.state.is_final()).await;
+        let mut finished = self.all_jobs(|job| job.finished_at != 0).await;
         finished.sort_by_key(|job| job.finished_at);
         let beyond = (finished.len() as u64).saturating_sub(keep);
         let expired = (0..).zip(finished).filter(|(n, job)| *n < beyond || job.finished_at < before);
@@ -416,6 +416,12 @@ impl Ledger for PlainLedger {
                 && after.as_ref().is_none_or(|after| row.task.key > *after)
         };
         Ok(tasks_page(self.all_tasks(wanted).await, limit))
+    }
+
+    async fn longest_published(&self, project: &ProjectName, limit: u32) -> Result<Vec<Task>> {
+        let mut rows = self.all_tasks(|row| row.task.project == *project && row.is_published()).await;
+        rows.sort_by_key(|row| (row.task.key.job.clone(), row.task.seq));
+        Ok(tasks_page(rows, limit))
     }
 
     async fn published_count(&self, project: &ProjectName) -> Result<u64> {
@@ -529,7 +535,7 @@ impl Ledger for PlainLedger {
             }
             usage.result_bytes += row.result.as_ref().map_or(0, TaskResult::bytes);
         }
-        let unfinished = self.all_jobs(|job| job.spec.project == *name && !job.state.is_final()).await;
+        let unfinished = self.all_jobs(|job| job.spec.project == *name && job.finished_at == 0).await;
         usage.unfinished_jobs = unfinished.len() as u64;
         Ok(usage)
     }

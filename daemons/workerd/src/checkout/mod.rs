@@ -25,6 +25,7 @@ use std::{
 };
 
 use codering_core::{Code, Error, Source, spec::without_password};
+use codering_kit::fault::{self, Point};
 use sha2::{Digest, Sha256};
 
 pub use self::wire::Look;
@@ -267,7 +268,10 @@ impl Mirrors {
         let mut again = true;
         loop {
             match self.ask(&request).await? {
-                Answer::Fetched => return Ok(()),
+                Answer::Fetched => {
+                    fault::reached(Point::MirrorFetched);
+                    return Ok(());
+                }
                 // A mirror that a crash left half written is made anew, once.
                 Answer::Failed { problem: Problem::Broken, message } if again => {
                     tracing::warn!(url = without_password(&source.git_url), "mirror made anew: {message}");

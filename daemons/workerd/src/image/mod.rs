@@ -14,6 +14,7 @@ use std::{
 
 use bollard::{Docker, auth::DockerCredentials, query_parameters::RemoveImageOptionsBuilder};
 use codering_core::{Code, Error, JobId, Source, time::Millis};
+use codering_kit::fault::{self, Point};
 use futures::{
     FutureExt,
     future::{BoxFuture, Shared, WeakShared},
@@ -202,11 +203,13 @@ impl Images {
             return Err(error);
         }
         let report = self.join(&name, source, look).await?;
+        fault::reached(Point::ImageBuilt);
         let image = self.inspect(&name).await?;
         let image = image.ok_or_else(|| {
             BuildError::Unavailable("the image was built, and then it was not there".into())
         })?;
         self.stamp(&name);
+        fault::reached(Point::ImageStamped);
         Ok(Ready { image, report: Some(report), _use: in_use })
     }
 

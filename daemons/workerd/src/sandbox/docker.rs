@@ -27,6 +27,7 @@ use codering_core::{
     WorkerName,
     time::{Millis, from_rfc3339},
 };
+use codering_kit::fault::{self, Point};
 use futures::{StreamExt, stream::BoxStream};
 use tokio::{io::AsyncWrite, time::timeout};
 
@@ -167,7 +168,13 @@ impl Containers {
         let attached = call(self.docker.attach_container(id, Some(options)))
             .await
             .map_err(|e| refusal::unavailable("attach to the container", &e))?;
+        fault::reached(Point::ContainerAttached);
+        if spec.lease.is_over() {
+            let why = "the lease was over before the container could be started";
+            return Err(StartError::Unavailable(Unavailable(why.into())));
+        }
         call(self.docker.start_container(id, None)).await.map_err(|e| refusal::of_start(&e))?;
+        fault::reached(Point::ContainerStarted);
         let stdin = spec.stdin.then_some(attached.input as Pin<Box<dyn AsyncWrite + Send>>);
         Ok(Running {
             id: id.to_owned(),
@@ -231,6 +238,7 @@ where
 impl Sandbox for Containers {
     async fn start(&self, spec: &Spec) -> Result<Running, StartError> {
         let id = self.create(spec).await?;
+        fault::reached(Point::ContainerCreated);
         match self.launch(&id, spec).await {
             Ok(running) => Ok(running),
             Err(error) => {

@@ -17,7 +17,7 @@ use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWrite;
 
-use crate::output::Stream;
+use crate::{held::LeaseEnd, output::Stream};
 
 /// An image, and what its makers said of how to run it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -57,6 +57,8 @@ pub struct Spec {
     pub limits: Limits,
     /// Whether something will be written to its standard input.
     pub stdin: bool,
+    /// Until when it may be started: making a container may take Docker longer than the lease lasts.
+    pub lease: LeaseEnd,
     /// What a later process of this worker needs to finish the attempt.
     pub record: Record,
 }

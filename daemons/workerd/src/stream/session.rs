@@ -7,7 +7,10 @@ use std::{
 };
 
 use codering_core::{Code, Error, LeaseToken};
-use codering_kit::shutdown::Shutdown;
+use codering_kit::{
+    fault::{self, Point},
+    shutdown::Shutdown,
+};
 use codering_proto::{
     status::from_status,
     v1::{self, FromWorker, ToWorker, from_worker::Message, to_worker},
@@ -35,6 +38,8 @@ const MAX_ON_STREAM: usize = 256 << 10;
 const REPORT_AGAIN: Duration = Duration::from_secs(15);
 /// Large results reported at once.
 const LARGE_AT_ONCE: usize = 2;
+/// Results read from the spool in one go.
+const READ_AT_ONCE: usize = 16;
 
 struct Session<'w> {
     worker: &'w Arc<Worker>,
@@ -49,6 +54,9 @@ struct Session<'w> {
     reported: HashMap<LeaseToken, Instant>,
     large: JoinSet<Result<v1::ReportReceived, LeaseToken>>,
     draining: bool,
+    /// Between heartbeats, and when the last one was sent.
+    every: Duration,
+    beaten: Instant,
 }
 
 /// Runs a stream until it ends; says why it did.
@@ -120,6 +128,8 @@ async fn attached(
         reported: HashMap::new(),
         large: JoinSet::new(),
         draining: false,
+        every,
+        beaten: said_hello,
     };
     session.settle(said_hello, &held_tokens, &welcome.fenced_tokens);
     for held in worker.attempts.all() {
@@ -222,7 +232,8 @@ impl Session<'_> {
         let tokens = held_tokens(self.worker);
         let wire = tokens.iter().map(ToString::to_string).collect();
         // Taken before it is sent: a lease never counts from later than the broker heard of it.
-        let seq = self.beats.send(Instant::now(), tokens);
+        self.beaten = Instant::now();
+        let seq = self.beats.send(self.beaten, tokens);
         self.send(Message::Heartbeat(v1::Heartbeat { seq, tokens: wire, draining: self.draining })).await
     }
 
@@ -240,6 +251,7 @@ impl Session<'_> {
             }
             if lost && self.worker.spool.contains(token) {
                 tell_fenced(token);
+                // fault: the spool names its own.
                 self.worker.spool.remove(token);
             }
         }
@@ -278,7 +290,9 @@ impl Session<'_> {
         if !received.recorded {
             tell_fenced(&token);
         }
+        fault::reached(Point::ReportSettled);
         self.reported.remove(&token);
+        // fault: the spool names its own.
         self.worker.spool.remove(&token);
         self.count_spooled();
     }
@@ -292,25 +306,38 @@ impl Session<'_> {
     async fn report_all(&mut self) -> Result<(), Error> {
         self.count_spooled();
         let worker = self.worker;
-        for token in worker.spool.tokens() {
-            if self.reported.get(&token).is_some_and(|at| at.elapsed() < REPORT_AGAIN) {
-                continue;
+        let mut due = worker.spool.tokens();
+        due.retain(|token| self.reported.get(token).is_none_or(|at| at.elapsed() >= REPORT_AGAIN));
+        for batch in due.chunks(READ_AT_ONCE) {
+            // However many wait: the leases of all of them hang on the next heartbeat.
+            if self.beaten.elapsed() >= self.every {
+                self.beat().await?;
             }
-            let (spool, wanted) = (worker.spool.clone(), token.clone());
-            let read = tokio::task::spawn_blocking(move || spool.get(&wanted)).await;
-            let Ok(Some(report)) = read else { continue };
-            if prost::Message::encoded_len(&report) <= MAX_ON_STREAM {
-                self.reported.insert(token, Instant::now());
-                self.send(Message::Report(report)).await?;
-            } else if self.large.len() < LARGE_AT_ONCE {
-                self.reported.insert(token.clone(), Instant::now() + REPORT_AGAIN * 8);
-                let broker = worker.broker.clone();
-                self.large.spawn(async move {
-                    let received = broker.report(report).await;
-                    // The answer names the token; one that does not is taken as none.
-                    received.filter(|received| received.token == token.as_str()).ok_or(token)
-                });
+            let (spool, wanted) = (worker.spool.clone(), batch.to_vec());
+            let read = tokio::task::spawn_blocking(move || {
+                wanted.into_iter().filter_map(|token| Some((spool.get(&token)?, token))).collect::<Vec<_>>()
+            });
+            for (report, token) in read.await.unwrap_or_default() {
+                self.report(token, report).await?;
             }
+        }
+        Ok(())
+    }
+
+    async fn report(&mut self, token: LeaseToken, report: v1::AttemptReport) -> Result<(), Error> {
+        if prost::Message::encoded_len(&report) <= MAX_ON_STREAM {
+            self.reported.insert(token, Instant::now());
+            self.send(Message::Report(report)).await?;
+            fault::reached(Point::ReportSent);
+        } else if self.large.len() < LARGE_AT_ONCE {
+            self.reported.insert(token.clone(), Instant::now() + REPORT_AGAIN * 8);
+            let broker = self.worker.broker.clone();
+            self.large.spawn(async move {
+                let received = broker.report(report).await;
+                fault::reached(Point::LargeReported);
+                // The answer names the token; one that does not is taken as none.
+                received.filter(|received| received.token == token.as_str()).ok_or(token)
+            });
         }
         Ok(())
     }

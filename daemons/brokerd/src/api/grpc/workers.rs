@@ -1,6 +1,6 @@
 //! `codering.v1.Workers`: what people ask about them, and what workers themselves call.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use codering_core::{Code, Error, LeaseToken, WorkerName};
 use codering_proto::{
@@ -8,6 +8,7 @@ use codering_proto::{
     v1::{self, from_worker, workers_server::Workers},
 };
 use futures::{Stream, StreamExt, TryStreamExt, stream};
+use tokio::sync::Semaphore;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
@@ -159,24 +160,39 @@ async fn hello(from: &mut Streaming<v1::FromWorker>) -> Result<v1::Hello, Error>
     }
 }
 
+/// Reports of one worker that are recorded at the same time.
+const REPORTS_AT_ONCE: usize = 64;
+
 /// Takes what the worker says until one of the two directions ends. A message that is being handled is handled to its
 /// end: a result that the ledger has must reach the rest of the broker.
 async fn listen(speaker: Speaker, mut from: Streaming<v1::FromWorker>, gone: CancellationToken) {
     let _tells_the_other_direction = gone.clone().drop_guard();
+    let room = Arc::new(Semaphore::new(REPORTS_AT_ONCE));
     loop {
         let message = tokio::select! {
             message = next(&mut from) => message,
             () = gone.cancelled() => return,
         };
         match message {
-            Ok(Some(message)) => {
-                if let Err(error) = speaker.handle(message).await {
-                    tracing::warn!(%error, "a worker's message was of no use");
-                }
+            Ok(Some(message)) if matches!(message.message, Some(from_worker::Message::Report(_))) => {
+                // Side by side, so that their writes share a commit and no heartbeat waits behind them all.
+                let Ok(room) = room.clone().acquire_owned().await else { return };
+                let speaker = speaker.clone();
+                tokio::spawn(async move {
+                    handle(&speaker, message).await;
+                    drop(room);
+                });
             }
+            Ok(Some(message)) => handle(&speaker, message).await,
             Ok(None) => return,
             Err(error) => return tracing::debug!(%error, "a worker's stream broke"),
         }
+    }
+}
+
+async fn handle(speaker: &Speaker, message: v1::FromWorker) {
+    if let Err(error) = speaker.handle(message).await {
+        tracing::warn!(%error, "a worker's message was of no use");
     }
 }
 

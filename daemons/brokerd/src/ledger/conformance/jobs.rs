@@ -172,6 +172,12 @@ pub(super) async fn lists(ledger: &dyn Ledger) {
     assert_eq!(of_ours, [jobs[4].id.clone(), jobs[5].id.clone()]);
     assert!(unfinished.is_sorted_by_key(|job| job.created_at));
 
+    // All its tasks are done, and it has not ended: an open job that takes more.
+    let mut open = jobs[4].clone();
+    (open.state, open.open) = (JobState::Succeeded, true);
+    ledger.update_job(open.clone()).await.unwrap();
+    assert!(ids(&ledger.unfinished_jobs().await.unwrap()).contains(&open.id));
+
     // Finished before a time, or beyond the newest so many; never what is not finished.
     let expired = async |before, keep, limit| ledger.expired_jobs(before, keep, limit).await.unwrap();
     assert_eq!(expired(NOW, 100, 9).await, []);

@@ -140,6 +140,10 @@ pub(super) async fn outbox(ledger: &dyn Ledger) {
         seen.extend(page.into_iter().map(|task| task.key));
     }
     assert_eq!(seen, [key(&older, 0), key(&older, 1), key(&older, 2), key(&newer, 2)]);
+    let longest = async |limit| ledger.longest_published(&name, limit).await.unwrap();
+    let keys: Vec<_> = longest(3).await.into_iter().map(|task| task.key).collect();
+    assert_eq!(keys, seen[..3], "by job, and in the order of its tasks");
+    assert_eq!(longest(100).await.len(), 4);
     step(ledger, &key(&older, 1), Event::Unpublish, Record::Nothing).await;
     step(ledger, &key(&older, 2), leased_by(1), Record::Nothing).await;
     assert_eq!(ledger.published_count(&name).await.unwrap(), 2);

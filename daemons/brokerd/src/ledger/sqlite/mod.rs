@@ -208,6 +208,10 @@ impl Ledger for SqliteLedger {
         tasks::published(&self.readers, project, after.as_ref(), limit).await.map_err(failed)
     }
 
+    async fn longest_published(&self, project: &ProjectName, limit: u32) -> Result<Vec<Task>> {
+        tasks::longest_published(&self.readers, project, limit).await.map_err(failed)
+    }
+
     async fn published_count(&self, project: &ProjectName) -> Result<u64> {
         Ok(tasks::live(&self.readers, project).await.map_err(failed)?.1)
     }

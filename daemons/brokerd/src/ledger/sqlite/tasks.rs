@@ -230,6 +230,34 @@ pub(super) async fn leased(readers: &SqlitePool) -> sqlx::Result<Vec<Task>> {
     rows.iter().map(task).collect()
 }
 
+pub(super) async fn longest_published(
+    readers: &SqlitePool,
+    project: &ProjectName,
+    limit: u32,
+) -> sqlx::Result<Vec<Task>> {
+    let mut reading = readers.begin().await?;
+    let jobs: Vec<i64> = sqlx::query_scalar(
+        "SELECT DISTINCT j.number FROM tallies l CROSS JOIN jobs j ON j.number = l.job
+         WHERE l.unpublished + l.published + l.leased > 0 AND l.published > 0
+            AND j.project = ? AND j.phase = 1 ORDER BY j.number",
+    )
+    .bind(project.as_str())
+    .fetch_all(&mut *reading)
+    .await?;
+    let mut tasks = Vec::new();
+    for job in jobs {
+        let query = sqlx::query(select_tasks!(
+            "FROM tasks t CROSS JOIN jobs j ON j.number = t.job
+             WHERE t.job = ? AND t.state = 1 ORDER BY t.seq LIMIT ?"
+        ));
+        let query = query.bind(job).bind(i64::from(limit) - tasks.len() as i64);
+        if bounded(&mut reading, query, &mut tasks).await? || tasks.len() >= limit as usize {
+            break;
+        }
+    }
+    Ok(tasks)
+}
+
 pub(super) async fn newest_reduce(readers: &SqlitePool, job: &JobId) -> sqlx::Result<Option<Task>> {
     // Ids that the broker makes start with `~`, and no other character may sort after it.
     let query = sqlx::query(select_tasks!(
