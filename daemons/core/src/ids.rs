@@ -65,12 +65,22 @@ macro_rules! text_id {
 /// A foreign text cut and made harmless for a message.
 pub fn shown(text: &str) -> String {
     let cut: String = text.chars().take(60).flat_map(char::escape_debug).collect();
-    // Direction marks are printable to `escape_debug` in some positions, and they reorder a terminal's line.
-    let cut = cut.replace(
-        |c: char| matches!(c, '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}'),
-        "?",
-    );
+    // Direction marks are printable to `escape_debug` in some positions.
+    let cut = cut.replace(reorders, "?");
     if text.chars().count() > 60 { format!("{cut}…") } else { cut }
+}
+
+/// Whether this character reorders or hides what stands beside it: the marks, embeddings, overrides and isolates of
+/// right-to-left text, and the separators that end a line. In a name they are never meant well.
+pub fn reorders(c: char) -> bool {
+    matches!(c, '\u{061c}' | '\u{200b}' | '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+}
+
+/// A text for people of 1 to `longest` characters, none of which moves a terminal's cursor or reorders its line.
+pub fn is_plain_text(text: &str, longest: usize) -> bool {
+    !text.is_empty()
+        && text.chars().count() <= longest
+        && !text.chars().any(|c| c.is_control() || reorders(c))
 }
 
 fn is_slug(text: &str, longest: usize, more: &[u8]) -> bool {

@@ -101,7 +101,6 @@ impl Command {
 
 /// Linux takes 128 KiB for one argument; half of it leaves room for `{}`.
 pub const MAX_COMMAND_BYTES: usize = 64 << 10;
-
 fn shell_quoted(arg: &str) -> String {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_./:=,@%+".contains(&b);
     if !arg.is_empty() && arg.bytes().all(plain) {
@@ -130,7 +129,9 @@ impl Source {
     /// Checks the form of each part; whether the scheme is allowed is the worker's configuration.
     pub fn validate(&self) -> Result<(), Error> {
         let fail = |code, place: &str, what: &str| Err(Error::new(code, what.to_owned()).at(place));
-        let clean = |text: &str| !text.chars().any(|c| c.is_control() || c.is_whitespace());
+        let clean = |text: &str| {
+            !text.chars().any(|c| c.is_control() || c.is_whitespace() || crate::ids::reorders(c))
+        };
         let scheme =
             ["https://", "http://", "ssh://", "file:///"].iter().any(|s| self.git_url.starts_with(s));
         let scp = !self.git_url.contains("://")
@@ -165,7 +166,7 @@ impl Source {
         let path_ok = !self.dockerfile.is_empty()
             && self.dockerfile.len() <= 500
             && !self.dockerfile.starts_with('/')
-            && !self.dockerfile.contains(['\0', '\n', '\\'])
+            && !self.dockerfile.contains(|c: char| c == '\\' || c.is_control() || crate::ids::reorders(c))
             && self.dockerfile.split('/').all(|part| !part.is_empty() && part != "..");
         if !path_ok {
             return fail(
@@ -296,13 +297,28 @@ impl TaskSpec {
         if let Some(source) = &self.source {
             source.validate()?;
         }
+        if env_bytes(&self.env) + env_bytes(&job.env) > MAX_ENV_BYTES {
+            return Err(too_much_env());
+        }
+        self.validate_own()
+    }
+
+    /// Checks a task that belongs to no job yet: a raw message's.
+    pub fn validate_alone(&self) -> Result<(), Error> {
+        self.source.as_ref().map_or(Ok(()), Source::validate)?;
+        if env_bytes(&self.env) > MAX_ENV_BYTES {
+            return Err(too_much_env());
+        }
+        // Its `{}` is the task's id.
+        self.command.as_ref().map_or(Ok(()), |command| command.validate_with_arg(self.id.as_str()))?;
+        self.validate_own()
+    }
+
+    fn validate_own(&self) -> Result<(), Error> {
         if self.stdin.len() > MAX_STDIN_BYTES {
             return Err(Error::new(Code::TooLarge, "a task's stdin has at most 1 MiB").at("stdin"));
         }
         validate_env(&self.env)?;
-        if env_bytes(&self.env) + env_bytes(&job.env) > MAX_ENV_BYTES {
-            return Err(too_much_env());
-        }
         self.limits.validate()
     }
 }
@@ -339,6 +355,32 @@ pub(crate) fn validate_env(env: &BTreeMap<String, String>) -> Result<(), Error> 
     Ok(())
 }
 
+/// More labels than these choose no worker that there is.
+pub const MAX_LABELS: usize = 100;
+
+/// Refuses labels that no worker can have, or that would do a terminal harm.
+pub fn validate_labels<'a>(
+    labels: impl ExactSizeIterator<Item = (&'a String, &'a String)>,
+) -> Result<(), Error> {
+    if labels.len() > MAX_LABELS {
+        return Err(
+            Error::new(Code::JobInvalid, format!("there are at most {MAX_LABELS} labels")).at("labels")
+        );
+    }
+    for (name, value) in labels {
+        let name_ok = (1..=100).contains(&name.len())
+            && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_./".contains(&b));
+        if !name_ok || !(value.is_empty() || crate::ids::is_plain_text(value, 200)) {
+            return Err(Error::new(
+                Code::JobInvalid,
+                "a label's name has 1 to 100 of a-z, A-Z, 0-9, `-`, `_`, `.` and `/`, its value at most 200 printable characters",
+            )
+            .at(format!("labels.{}", crate::ids::shown(name))));
+        }
+    }
+    Ok(())
+}
+
 /// What a worker is told to run: job and task made one, every limit set.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AttemptSpec {
@@ -359,10 +401,14 @@ pub struct AttemptSpec {
 impl JobSpec {
     /// Checks all of it but its tasks.
     pub fn validate(&self) -> Result<(), Error> {
-        if self.name.is_empty() || self.name.chars().count() > 100 || self.name.chars().any(char::is_control)
-        {
-            return Err(Error::new(Code::JobInvalid, "a job's name has 1 to 100 characters").at("name"));
+        if !crate::ids::is_plain_text(&self.name, 100) {
+            let rule =
+                "a job's name has 1 to 100 characters, none of them a control character or a direction mark";
+            return Err(Error::new(Code::JobInvalid, rule)
+                .at("name")
+                .hint("name it otherwise: name = \"…\""));
         }
+        validate_labels(self.labels.iter())?;
         self.source.validate()?;
         if let Some(command) = &self.command {
             command.validate()?;
@@ -445,6 +491,71 @@ mod tests {
         let line = Command::Shell("echo {}".into()).with_arg("a; rm -rf 'x'");
         assert_eq!(line, Command::Shell(r"echo 'a; rm -rf '\''x'\'''".into()));
         assert_eq!(Command::Shell("n {}".into()).with_arg("17"), Command::Shell("n 17".into()));
+    }
+
+    fn job(command: &str) -> JobSpec {
+        JobSpec {
+            project: ProjectName::new("p").expect("valid"),
+            name: "n".into(),
+            source: Source {
+                git_url: "https://h/p".into(),
+                git_ref: "HEAD".into(),
+                dockerfile: "Dockerfile".into(),
+            },
+            command: Some(Command::Shell(command.into())),
+            env: BTreeMap::new(),
+            limits: LimitsPatch::default(),
+            reduce: None,
+            priority: 0,
+            labels: BTreeMap::new(),
+        }
+    }
+
+    fn task(arg: &str) -> TaskSpec {
+        TaskSpec { arg: Some(arg.into()), ..TaskSpec::new(TaskId::new("t").expect("valid")) }
+    }
+
+    #[test]
+    fn an_argument_that_would_make_the_command_longer_than_linux_takes_is_refused_at_submit() {
+        assert_eq!(task(&"x".repeat(60_000)).validate(&job("echo {}")), Ok(()));
+        let error = task(&"x".repeat(140_000)).validate(&job("echo {}")).expect_err("too long");
+        assert_eq!((error.code, error.place.as_str()), (Code::JobInvalid, "arg"), "{error}");
+        // Made, this would be 32 GiB.
+        let error = task(&"x".repeat(1 << 20)).validate(&job(&"{}".repeat(32 << 10))).expect_err("too long");
+        assert!(error.message.contains("at most 64 KiB"), "{error}");
+        let error = task("a\0b").validate(&job("echo {}")).expect_err("NUL");
+        assert_eq!(error.place, "arg");
+    }
+
+    #[test]
+    fn names_and_labels_that_would_move_a_terminals_cursor_or_reorder_its_line_are_refused() {
+        for bad in [
+            "",
+            "a\u{1b}[2J",
+            "a\nb",
+            "\u{202e}txt.exe",
+            "a\u{200f}b",
+            "\u{9b}31m",
+            "a\u{2066}b",
+            &"x".repeat(10_000),
+        ] {
+            let mut job = job("true");
+            job.name = bad.into();
+            assert_eq!(job.validate().expect_err(bad).place, "name");
+            job.name = "größe / 大小".into();
+            assert_eq!(job.validate(), Ok(()));
+            job.labels = BTreeMap::from([(bad.to_owned(), "x".to_owned())]);
+            let error = job.validate().expect_err(bad);
+            assert!(error.place.starts_with("labels.") && error.place.len() < 500, "{error}");
+            assert!(
+                !error.to_string().contains(|c: char| c.is_control() || crate::ids::reorders(c)),
+                "{error:?}"
+            );
+            if !bad.is_empty() {
+                job.labels = BTreeMap::from([("gpu".to_owned(), bad.to_owned())]);
+                assert_eq!(job.validate().expect_err(bad).place, "labels.gpu");
+            }
+        }
     }
 
     #[test]

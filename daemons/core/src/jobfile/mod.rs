@@ -54,7 +54,7 @@ pub struct JobFile {
     /// The last step.
     pub reduce: Option<ReduceFile>,
     /// The tasks one by one.
-    #[serde(alias = "tasks")]
+    #[serde(alias = "tasks", deserialize_with = "read::tasks")]
     pub task: Option<Vec<TaskFile>>,
     /// Higher first, where the queue backend knows priorities.
     pub priority: i32,
@@ -263,13 +263,14 @@ impl JobFile {
             }
         };
         if written.is_empty() {
-            return Err(Error::new(Code::JobEmpty, "the job has no task"));
+            return Err(Error::new(Code::JobEmpty, "the job has no task")
+                .hint("name tasks, or an array, or neither for one task"));
         }
         if written.len() > MAX_TASKS {
-            return Err(Error::new(
-                Code::JobTooManyTasks,
-                format!("a job has at most {MAX_TASKS} tasks, this one {}", written.len()),
-            ));
+            return Err(read::too_many(&format!(
+                "a job has at most {MAX_TASKS} tasks, this one {}",
+                written.len()
+            )));
         }
         let mut tasks = Vec::with_capacity(written.len());
         let mut first = HashMap::with_capacity(written.len());

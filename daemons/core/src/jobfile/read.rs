@@ -7,13 +7,18 @@ use serde::{
     de::{self, SeqAccess, Visitor},
 };
 
+use super::{MAX_TASKS, TaskFile};
 use crate::{Code, Command, Error, error::nearest};
 
 /// What serde said, as codering's own error: an unknown key with the one that was probably meant.
 /// Works for any format whose deserializer passes serde's own messages on.
 pub fn explained(said: &str) -> Error {
     let Some(rest) = said.strip_prefix("unknown field `") else {
-        return Error::new(Code::JobInvalid, without_position(said));
+        let said = without_position(said);
+        return match said.contains(TOO_MANY) {
+            true => too_many(said),
+            false => Error::new(Code::JobInvalid, said),
+        };
     };
     let (key, rest) = rest.split_once('`').unwrap_or((rest, ""));
     // "expected one of `a`, `b`": every second piece is a name.
@@ -23,6 +28,39 @@ pub fn explained(said: &str) -> Error {
         Some(near) => error.hint(format!("did you mean `{near}`?")),
         None => error.hint(format!("the keys here are {}", known.join(", "))),
     }
+}
+
+/// How a list says that it ended at its bound.
+const TOO_MANY: &str = "a job has at most 1000000 tasks";
+
+/// One task more than a job may have.
+pub fn too_many(said: &str) -> Error {
+    Error::new(Code::JobTooManyTasks, said).hint("split it into several jobs")
+}
+
+/// A list of tasks, read no further than a job may have: a body of some megabytes would be gigabytes of them.
+pub fn tasks<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Vec<TaskFile>>, D::Error> {
+    struct Visit;
+    impl<'de> Visitor<'de> for Visit {
+        type Value = Option<Vec<TaskFile>>;
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a list of tasks")
+        }
+        fn visit_unit<E: de::Error>(self) -> Result<Self::Value, E> {
+            Ok(None)
+        }
+        fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+            let mut tasks = Vec::new();
+            while let Some(task) = list.next_element()? {
+                if tasks.len() == MAX_TASKS {
+                    return Err(de::Error::custom(TOO_MANY));
+                }
+                tasks.push(task);
+            }
+            Ok(Some(tasks))
+        }
+    }
+    from.deserialize_any(Visit)
 }
 
 /// Without serde_json's " at line 1 column 2", which is told as a place.

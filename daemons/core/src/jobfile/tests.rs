@@ -128,3 +128,36 @@ fn the_zeros_of_a_range_are_bounded_since_each_task_has_them() {
     assert!(error.contains("expected a range") && error.len() < 500, "{error}");
     assert_eq!(array_range("008-010").expect("a range"), ["008", "009", "010"]);
 }
+
+#[test]
+fn a_list_of_a_million_and_one_tasks_is_refused_without_being_read_to_its_end() {
+    assert!(TOO_MANY_RULE.contains(&MAX_TASKS.to_string()));
+    let list = |n: usize| format!("[{}{{}}]", "{},".repeat(n - 1));
+    for (key, item) in [("task", "{}"), ("tasks", "{}"), ("array", "1")] {
+        // What follows the bound is not even JSON.
+        let text = format!("{{\"{key}\": [{}!", format!("{item},").repeat(MAX_TASKS + 1));
+        let error = JobFile::from_json(text.as_bytes()).expect_err(key);
+        assert_eq!(error.code, Code::JobTooManyTasks, "{key}: {error}");
+        assert!(error.to_string().contains("split it"), "{error}");
+    }
+    let few = JobFile::from_json(format!("{{\"task\": {}}}", list(3)).as_bytes()).expect("valid");
+    assert_eq!(few.task.map(|tasks| tasks.len()), Some(3));
+    assert_eq!(JobFile::from_json(b"{\"task\": null}").expect("valid").task, None);
+}
+
+/// The bound, as the error says it.
+const TOO_MANY_RULE: &str = "a job has at most 1000000 tasks";
+
+#[test]
+fn a_job_file_nested_a_hundred_thousand_deep_is_refused_and_nothing_overflows() {
+    let deep = "[".repeat(100_000);
+    for text in [
+        deep.clone(),
+        format!("{{\"env\": {deep}"),
+        format!("{{\"task\": [{{\"arg\": {deep}"),
+        format!("{{\"nosuch\": {deep}"),
+    ] {
+        JobFile::from_json(text.as_bytes()).expect_err("too deep");
+        TaskFile::from_json(&text).expect_err("too deep");
+    }
+}
