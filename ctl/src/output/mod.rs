@@ -1,6 +1,7 @@
 //! Everything that coderingctl writes. Data goes to stdout in the format asked for; notes and errors
 //! to stderr. Colour only on a terminal, and not where `NO_COLOR` is set.
 
+pub mod calm;
 pub mod exit;
 mod long;
 mod style;
@@ -133,6 +134,10 @@ impl Out {
 
     /// A line on stdout, whatever the format.
     pub fn line(&self, line: &str) -> Result<(), Error> {
+        let line = match self.format {
+            Format::Table => calm::line(line, self.style_out.is_coloured()),
+            Format::Json | Format::Jsonl => line.into(),
+        };
         let mut stdout = io::stdout().lock();
         self.done(stdout.write_all(line.as_bytes()).and_then(|()| stdout.write_all(b"\n")))
     }
@@ -152,7 +157,8 @@ impl Out {
     pub fn note(&self, line: impl Display) {
         if !self.quiet {
             // Nobody is left to be told.
-            let _ = writeln!(io::stderr().lock(), "{line}");
+            let line = line.to_string();
+            let _ = writeln!(io::stderr().lock(), "{}", calm::line(&line, self.style_err.is_coloured()));
         }
     }
 
@@ -179,27 +185,40 @@ impl Out {
 
 /// `error[code]: place: message`, and the hint under it.
 fn rendered(error: &Error, style: Style) -> String {
-    let place = if error.place.is_empty() { String::new() } else { format!("{}: ", error.place) };
+    let place =
+        if error.place.is_empty() { String::new() } else { format!("{}: ", calm::text(&error.place)) };
     let head = style.bad(&format!("error[{}]", error.code.as_str()));
-    let mut text = format!("{head}: {place}{}", error.message);
+    let mut text = format!("{head}: {place}{}", calm::text(&error.message));
     for line in error.hint.lines() {
         text.push_str("\n  ");
-        text.push_str(line);
+        text.push_str(&calm::text(line));
     }
     text
 }
 
 fn compact<T: Serialize>(value: &T) -> Result<String, Error> {
-    serde_json::to_string(value).map_err(|error| Error::new(Code::Internal, error.to_string()))
+    serde_json::to_string(value)
+        .map(calm::json)
+        .map_err(|error| Error::new(Code::Internal, error.to_string()))
 }
 
 fn pretty<T: Serialize>(value: &T) -> Result<String, Error> {
-    serde_json::to_string_pretty(value).map_err(|error| Error::new(Code::Internal, error.to_string()))
+    serde_json::to_string_pretty(value)
+        .map(calm::json)
+        .map_err(|error| Error::new(Code::Internal, error.to_string()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_an_error_carries_of_foreign_texts_steers_no_terminal() {
+        let evil = "x\x1b[2J\u{202e}\u{9b}m";
+        let error = Error::new(Code::NotFound, evil).at(evil).hint(evil);
+        let shown = rendered(&error, Style::plain());
+        assert!(!shown.contains(['\x1b', '\u{202e}', '\u{9b}']), "{shown:?}");
+    }
 
     #[test]
     fn an_error_says_code_place_and_what_to_do() {

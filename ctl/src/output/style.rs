@@ -2,6 +2,9 @@
 
 use std::io::IsTerminal;
 
+/// Every sequence that [`Style`] writes, the longer ones before those that they begin with.
+pub const CODES: [&str; 5] = ["\x1b[1;31m", "\x1b[32m", "\x1b[36m", "\x1b[1m", "\x1b[0m"];
+
 /// Colours or none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Style {
@@ -46,6 +49,11 @@ impl Style {
     /// A header.
     pub fn head(self, text: &str) -> String {
         self.with("1", text)
+    }
+
+    /// Whether there are any.
+    pub fn is_coloured(self) -> bool {
+        self.colour
     }
 
     /// A word for where a job or task stands, in its colour; any other text as it is.

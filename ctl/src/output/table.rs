@@ -1,11 +1,13 @@
 //! Aligned columns.
 
-use super::Style;
+use super::{Style, calm};
 
 /// The header and the rows, each column as wide as its widest cell.
 pub fn lines(header: &[&str], rows: &[Vec<String>], style: Style) -> Vec<String> {
+    let calmed = |row: &Vec<String>| row.iter().map(|cell| calm::text(cell).into_owned()).collect();
+    let rows: Vec<Vec<String>> = rows.iter().map(calmed).collect();
     let mut widths: Vec<usize> = header.iter().map(|name| name.chars().count()).collect();
-    for row in rows {
+    for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.chars().count());
         }

@@ -6,6 +6,8 @@ use codering_core::{
 };
 use codering_proto::v1;
 
+use crate::output::calm;
+
 /// The longest text that a page shows of one foreign value.
 const LONGEST: usize = 400;
 
@@ -88,19 +90,7 @@ pub fn brief(text: &str, width: usize) -> String {
 
 /// As [`harmless`], uncut.
 pub fn whole(line: &str) -> String {
-    let mut out = String::with_capacity(line.len());
-    for c in line.chars() {
-        match c {
-            '\t' => out.push_str("    "),
-            '\n' | '\r' => out.push(' '),
-            c if c.is_control() => out.push('\u{fffd}'),
-            '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
-                out.push('\u{fffd}')
-            }
-            c => out.push(c),
-        }
-    }
-    out
+    calm::text(line).into_owned()
 }
 
 /// `timeout 10m 0s, memory 512 MB, 1 cpu, 256 pids, no network, 3 attempts`; only what is set.

@@ -7,7 +7,7 @@ use std::{
 
 use codering_core::{
     Code, Error, LimitsPatch, ProjectName,
-    jobfile::{JobFile, LimitsFile, TaskFile, array_range},
+    jobfile::{JobFile, LimitsFile, MAX_TASKS, TaskFile, array_range},
 };
 
 use crate::{
@@ -202,6 +202,12 @@ fn lay_limits(to: &mut LimitsFile, named: &LimitsPatch) {
     to.output = named.output_bytes.or(to.output);
 }
 
+fn too_many(name: &str) -> Error {
+    Error::new(Code::JobTooManyTasks, format!("a job has at most {MAX_TASKS} tasks, and this list has more"))
+        .at(format!("{name}:{}", MAX_TASKS + 1))
+        .hint("split it into several jobs")
+}
+
 /// Reads a list of tasks, one JSON a line; empty lines are passed over.
 pub fn read_tasks(from: impl std::io::BufRead, name: &str) -> Result<Vec<TaskFile>, Error> {
     let mut tasks = Vec::new();
@@ -219,8 +225,8 @@ pub fn read_tasks(from: impl std::io::BufRead, name: &str) -> Result<Vec<TaskFil
             error.at(place())
         })?;
         tasks.push(task);
-        if tasks.len() > codering_core::jobfile::MAX_TASKS {
-            return Err(Error::new(Code::JobTooManyTasks, "has more tasks than one job may have").at(name));
+        if tasks.len() > MAX_TASKS {
+            return Err(too_many(name));
         }
     }
     Ok(tasks)

@@ -6,13 +6,13 @@ mod send;
 use std::{fs::File, io::BufReader, path::PathBuf, time::Duration};
 
 use codering_core::{Code, Error, JobSpec, ProjectName, TaskSpec, ids::shown};
-use codering_proto::v1::SubmitResponse;
+use codering_proto::v1::{self, SubmitResponse};
 use tokio::{task::spawn_blocking, time::timeout};
 
 pub use args::Args;
 
 use crate::{
-    client::Target,
+    client::{Target, said},
     context::Context,
     jobfile::Written,
     push::{Address, branch_of, push},
@@ -87,6 +87,9 @@ async fn submit(ctx: &Context, mut args: Args) -> Result<Option<SubmitResponse>,
     }
     let broker = ctx.broker().await?;
     if let (Some(dir), Some(address)) = (asked.push, address) {
+        // What would be refused for want of a project leaves no commit behind.
+        let wanted = v1::GetProjectRequest { name: job.project.to_string() };
+        said(broker.projects().get(wanted).await).map_err(|error| with_cure(error, &job.project))?;
         job.source.git_ref = pushed(ctx, dir, address, branch, &job).await?;
     }
     let key = args.key.unwrap_or_else(|| format!("{:032x}", rand::random::<u128>()));
@@ -161,11 +164,15 @@ async fn sent(
                 "whether it was submitted is not known; the same again with --key {key} is safe"
             ));
         }
-        match error.code {
-            Code::ProjectNotFound if error.hint.is_empty() => {
-                error.hint(format!("make it: coderingctl project create {project}"))
-            }
-            _ => error,
-        }
+        with_cure(error, &project)
     })
+}
+
+fn with_cure(error: Error, project: &ProjectName) -> Error {
+    match error.code {
+        Code::ProjectNotFound if error.hint.is_empty() => {
+            error.hint(format!("make it: coderingctl project create {project}"))
+        }
+        _ => error,
+    }
 }
