@@ -5,6 +5,7 @@
 //! - [`shutdown`]: signals into one drain with a deadline.
 //! - [`tls`]: the CA, certificates and rustls configurations; [`listen`]: serving; [`connect`]: calling.
 //! - [`disk`]: how much room is left, and the reserve that is kept.
+//! - [`open_files`]: how many the process may have.
 //! - [`health`]: `/healthz`, `/readyz` and `/metrics`; [`fault`]: where a test lets a process die.
 //!
 //! It keeps no global state but the log subscriber and rustls's provider, which the process has once.
@@ -16,6 +17,7 @@ pub mod fault;
 pub mod health;
 pub mod listen;
 pub mod notify;
+pub mod open_files;
 pub mod shutdown;
 pub mod telemetry;
 pub mod tls;

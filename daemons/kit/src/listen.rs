@@ -1,30 +1,33 @@
-//! Serving HTTP/1.1 and HTTP/2, with TLS or without, within bounds: connections, handshake and header time.
+//! Serving HTTP/1.1 and HTTP/2, with TLS or without, within bounds: connections, handshake and header time, and what
+//! one HTTP/2 connection may cost.
 
-use std::{io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+mod room;
 
-use axum::Router;
+use std::{convert::Infallible, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+
+use axum::{Router, body::Body};
 use codering_core::{Code, Error};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto::Builder,
     service::TowerToHyperService,
 };
+use room::{Room, Seat};
 use rustls::ServerConfig;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tower::ServiceExt as _;
+use tower::{ServiceExt as _, service_fn};
 
 use crate::{shutdown::Shutdown, tls::Identity};
 
 /// Bounds of one listener.
 #[derive(Debug, Clone)]
 pub struct Bounds {
-    /// Connections at once; more wait in the kernel's backlog.
+    /// Connections at once. For one more the idlest goes; where all wait for an answer, it is refused.
     pub connections: usize,
     /// For the TLS handshake.
     pub handshake: Duration,
@@ -47,6 +50,17 @@ impl Default for Bounds {
         }
     }
 }
+
+/// Streams of one connection that were reset before they were looked at, and those that we reset for a fault of the
+/// peer's: beyond them the connection ends with ENHANCE_YOUR_CALM (CVE-2023-44487, CVE-2025-8671).
+const RESET_STREAMS: usize = 20;
+const FAULTY_STREAMS: usize = 256;
+/// Bytes of one request's headers, CONTINUATION frames and all.
+const HEADER_BYTES: u32 = 16 << 10;
+/// Bytes that a peer may send before they are read, on one connection.
+const WINDOW_BYTES: u32 = 1 << 20;
+/// Bytes of one answer that wait for the peer to take them.
+const SEND_BYTES: usize = 256 << 10;
 
 /// Who is at the other end; an extension of every request.
 #[derive(Debug, Clone)]
@@ -82,21 +96,29 @@ pub async fn serve(
     bounds: Bounds,
     shutdown: Shutdown,
 ) {
-    let room = Arc::new(Semaphore::new(bounds.connections));
+    let room = Room::of(bounds.connections);
     let acceptor = tls.map(TlsAcceptor::from);
     let tasks = TaskTracker::new();
     loop {
-        let accepted = tokio::select! {
-            accepted = accept(&listener, &room) => accepted,
+        let (stream, address) = tokio::select! {
+            accepted = accept(&listener) => accepted,
             () = shutdown.begun() => break,
         };
-        let Some((stream, address, permit)) = accepted else { break };
-        let served =
-            connection(stream, address, acceptor.clone(), router.clone(), bounds.clone(), shutdown.clone());
-        tasks.spawn(async move {
-            served.await;
-            drop(permit);
-        });
+        let Some(seat) = room.enter() else {
+            refuse(&stream, acceptor.is_some());
+            tracing::warn!(%address, connections = bounds.connections, "refused: as many connections wait for an answer as there may be");
+            continue;
+        };
+        let served = connection(
+            stream,
+            address,
+            acceptor.clone(),
+            router.clone(),
+            bounds.clone(),
+            shutdown.clone(),
+            Arc::new(seat),
+        );
+        tasks.spawn(served);
     }
     drop(listener);
     tasks.close();
@@ -106,14 +128,10 @@ pub async fn serve(
     }
 }
 
-async fn accept(
-    listener: &TcpListener,
-    room: &Arc<Semaphore>,
-) -> Option<(TcpStream, SocketAddr, tokio::sync::OwnedSemaphorePermit)> {
-    let permit = room.clone().acquire_owned().await.ok()?;
+async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
     loop {
         match listener.accept().await {
-            Ok((stream, address)) => return Some((stream, address, permit)),
+            Ok(accepted) => return accepted,
             Err(e) => {
                 tracing::warn!("a connection was not accepted: {e}");
                 // Out of file descriptors, most likely: without a pause this would spin.
@@ -125,6 +143,24 @@ async fn accept(
     }
 }
 
+/// Says so where that takes no handshake; what does not fit the socket's empty buffer at once is not worth waiting for.
+fn refuse(stream: &TcpStream, tls: bool) {
+    if !tls {
+        let code = Code::BrokerBusy;
+        let body = format!(
+            r#"{{"type":"urn:codering:error:{0}","code":"{0}","status":503,"title":"{1}"}}"#,
+            code.as_str(),
+            code.meaning()
+        );
+        let answer = format!(
+            "HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 1\r\n\
+             content-type: application/problem+json\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let _ = stream.try_write(answer.as_bytes());
+    }
+}
+
 async fn connection(
     stream: TcpStream,
     address: SocketAddr,
@@ -132,14 +168,20 @@ async fn connection(
     router: Router,
     bounds: Bounds,
     shutdown: Shutdown,
+    seat: Arc<Seat>,
 ) {
     if let Err(e) = stream.set_nodelay(true) {
         tracing::debug!(%address, "no TCP_NODELAY: {e}");
     }
     let Some(acceptor) = acceptor else {
-        return speak(stream, Peer { address, certificate: None }, router, bounds, shutdown).await;
+        return speak(stream, Peer { address, certificate: None }, router, bounds, shutdown, seat).await;
     };
-    let stream = match tokio::time::timeout(bounds.handshake, acceptor.accept(stream)).await {
+    let shaking = tokio::time::timeout(bounds.handshake, acceptor.accept(stream));
+    let shaken = tokio::select! {
+        shaken = shaking => shaken,
+        () = seat.is_needed() => return tracing::debug!(%address, "made room for another"),
+    };
+    let stream = match shaken {
         Ok(Ok(stream)) => stream,
         Ok(Err(e)) => return tracing::info!(%address, "TLS handshake failed: {e}"),
         Err(_) => return tracing::info!(%address, "TLS handshake not done in time"),
@@ -150,7 +192,7 @@ async fn connection(
         .peer_certificates()
         .and_then(|chain| Identity::of(chain.first()?).ok())
         .map(Arc::new);
-    speak(stream, Peer { address, certificate }, router, bounds, shutdown).await;
+    speak(stream, Peer { address, certificate }, router, bounds, shutdown, seat).await;
 }
 
 async fn speak<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
@@ -159,6 +201,7 @@ async fn speak<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     router: Router,
     bounds: Bounds,
     shutdown: Shutdown,
+    seat: Arc<Seat>,
 ) {
     let mut builder = Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(bounds.header);
@@ -167,15 +210,25 @@ async fn speak<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         .timer(TokioTimer::new())
         .keep_alive_interval(bounds.keepalive)
         .keep_alive_timeout(bounds.keepalive)
-        .max_concurrent_streams(bounds.streams);
+        .max_concurrent_streams(bounds.streams)
+        .max_pending_accept_reset_streams(RESET_STREAMS)
+        .max_local_error_reset_streams(FAULTY_STREAMS)
+        .max_header_list_size(HEADER_BYTES)
+        .initial_connection_window_size(WINDOW_BYTES)
+        .initial_stream_window_size(WINDOW_BYTES)
+        .max_send_buf_size(SEND_BYTES);
     let address = peer.address;
-    let asked = CancellationToken::new();
-    let service = router.map_request({
-        let asked = asked.clone();
+    let first = CancellationToken::new();
+    let service = service_fn({
+        let (first, seat) = (first.clone(), seat.clone());
         move |mut request: axum::http::Request<_>| {
-            asked.cancel();
+            first.cancel();
             request.extensions_mut().insert(peer.clone());
-            request
+            let (router, asked) = (router.clone(), seat.ask());
+            async move {
+                let answer = router.oneshot(request.map(Body::new)).await?;
+                Ok::<_, Infallible>(asked.until_out(answer))
+            }
         }
     });
     let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
@@ -183,7 +236,8 @@ async fn speak<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     // hyper's own header time begins when it knows the protocol, which a silent client never tells.
     let result = tokio::select! {
         result = connection.as_mut() => result,
-        () = silence(&asked, bounds.header) => return tracing::info!(%address, "no request in time"),
+        () = silence(&first, bounds.header) => return tracing::info!(%address, "no request in time"),
+        () = seat.is_needed() => return tracing::debug!(%address, "made room for another"),
         () = shutdown.begun() => {
             connection.as_mut().graceful_shutdown();
             tokio::select! {
@@ -198,11 +252,13 @@ async fn speak<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
 }
 
 /// Resolves when nothing was asked within this time; never, once something was.
-async fn silence(asked: &CancellationToken, time: Duration) {
-    if tokio::time::timeout(time, asked.cancelled()).await.is_ok() {
+async fn silence(first: &CancellationToken, time: Duration) {
+    if tokio::time::timeout(time, first.cancelled()).await.is_ok() {
         std::future::pending::<()>().await;
     }
 }
 
+#[cfg(test)]
+mod abuse;
 #[cfg(test)]
 mod tests;

@@ -46,8 +46,8 @@ pub async fn proof(config: &Config) -> Result<Proof, Error> {
     });
     let (certificate, key, ca) = (certificate?, key?, ca?);
     let place = dir.join("worker.pem").display().to_string();
-    let identity = tls::check_validity(&certificate, &place)
-        .map_err(|e| e.hint("enrol anew: remove this directory and give a new join token"))?;
+    let identity = valid(&certificate, &dir.join("worker.pem"))?;
+    valid(&ca, &dir.join("ca.pem"))?;
     let name = identity.worker().ok_or_else(|| {
         Error::new(Code::ConfigInvalid, "this certificate names no worker").at(place.clone())
     })?;
@@ -61,6 +61,40 @@ pub async fn proof(config: &Config) -> Result<Proof, Error> {
         );
     }
     Ok(Proof { name, tls: Arc::new(tls::client_config(&ca, Some((&certificate, &key)))?) })
+}
+
+fn valid(pem: &[u8], file: &Path) -> Result<tls::Identity, Error> {
+    let place = file.display().to_string();
+    tls::check_validity(pem, &place)
+        .map_err(|e| e.hint("enrol anew: remove this directory and give a new join token"))
+}
+
+/// Looks at what the configuration points to, and at the certificates that are there already; changes nothing.
+///
+/// # Errors
+/// [`Code::ConfigInvalid`] with the file.
+pub fn check(config: &Config) -> Result<(), Error> {
+    let dir = config.path("tls");
+    for name in ["worker.pem", "ca.pem"] {
+        if let Ok(pem) = fs::read(dir.join(name)) {
+            valid(&pem, &dir.join(name))?;
+        }
+    }
+    for (key, file) in [
+        ("enroll.ca_file", &config.enroll.ca_file),
+        ("git.ca_file", &config.git.ca),
+        ("git.ssh_key_file", &config.git.ssh_key),
+        ("git.known_hosts_file", &config.git.known_hosts),
+        ("git.credentials_file", &config.git.credentials),
+        ("docker.credentials_file", &config.docker_credentials),
+    ] {
+        if let Some(file) = file {
+            fs::File::open(file).map_err(|e| {
+                Error::new(Code::ConfigInvalid, format!("{}: cannot be read: {e}", file.display())).at(key)
+            })?;
+        }
+    }
+    Ok(())
 }
 
 async fn enroll(config: &Config, dir: &Path) -> Result<(), Error> {

@@ -55,6 +55,8 @@ const DOCKER_AGAIN: Duration = Duration::from_secs(2);
 const LAST_WORDS: Duration = Duration::from_secs(3);
 /// A drain that waits for all has no deadline; this is as good as none.
 const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
+/// Probes at once.
+const PROBES: usize = 64;
 /// A stream's loop that does not come round for so long is stuck.
 const STUCK: Duration = Duration::from_secs(60);
 
@@ -68,6 +70,8 @@ pub fn run() -> Result<(), Error> {
     let mut config = config::load("workerd", arguments.config.as_deref(), File::check)?;
     config.simulate |= arguments.simulate;
     if arguments.check {
+        enroll::check(&config)?;
+        eprintln!("the configuration is valid");
         return Ok(());
     }
     telemetry::init("codering-workerd")?;
@@ -96,8 +100,8 @@ async fn serve(config: Config) -> Result<(), Error> {
     let address = listener.local_addr().map_or_else(|_| String::new(), |a| a.to_string());
     tracing::info!(metrics = address, broker = config.broker, slots = config.slots, "starting");
     let probes = health::router(readiness.clone(), Arc::new(registry));
-    let probing =
-        tokio::spawn(listen::serve(listener, None, probes, listen::Bounds::default(), shutdown.clone()));
+    let bounds = listen::Bounds { connections: PROBES, ..listen::Bounds::default() };
+    let probing = tokio::spawn(listen::serve(listener, None, probes, bounds, shutdown.clone()));
 
     let started = tokio::select! {
         started = start(config, metrics, &readiness) => Some(started?),

@@ -19,7 +19,7 @@ use codering_kit::{
     fault,
     health::{self, Readiness},
     listen::{self, Bounds},
-    notify,
+    notify, open_files,
     shutdown::{self, Shutdown},
     telemetry, tls,
 };
@@ -104,6 +104,10 @@ fn check(file: Option<&Path>) -> Result<(), Error> {
     if let Some(url) = &config.queue.url_file {
         codering_kit::config::secret_file("queue.url_file", url)?;
     }
+    let ca = config.data_dir.join("ca");
+    if ca.join("ca.pem").exists() {
+        tls::Ca::at(&ca)?;
+    }
     eprintln!("the configuration is valid");
     Ok(())
 }
@@ -138,8 +142,9 @@ async fn run(config: Config) -> Result<(), Error> {
     let rest = api::rest::router(&api, health::router(readiness.clone(), Arc::new(registry)));
     let addresses = (grpc_listener.local_addr(), rest_listener.local_addr());
     let mut servers = JoinSet::new();
-    servers.spawn(listen::serve(grpc_listener, Some(pki.grpc), grpc, Bounds::default(), shutdown.clone()));
-    servers.spawn(listen::serve(rest_listener, pki.rest, rest, Bounds::default(), shutdown.clone()));
+    let bounds = Bounds { connections: open_files::connections(open_files::raise(), 2), ..Bounds::default() };
+    servers.spawn(listen::serve(grpc_listener, Some(pki.grpc), grpc, bounds.clone(), shutdown.clone()));
+    servers.spawn(listen::serve(rest_listener, pki.rest, rest, bounds, shutdown.clone()));
     if let (Ok(grpc), Ok(rest)) = addresses {
         tracing::info!(
             %grpc, %rest, rest_tls = config.rest_tls, queue = queues.backend(),

@@ -106,27 +106,73 @@ async fn the_cas_fingerprint_is_enough_to_trust_its_server_and_no_other() {
 }
 
 #[tokio::test]
-async fn a_client_that_never_speaks_is_dropped_and_frees_its_place() {
+async fn a_client_that_never_speaks_is_dropped_in_time() {
     let bounds = Bounds {
-        connections: 1,
         handshake: Duration::from_millis(100),
         header: Duration::from_millis(100),
         ..Bounds::default()
     };
-    for (plain, said) in [(false, ""), (true, ""), (true, "GET / HTTP/1.1\r\nx: "), (true, "PRI * HT")] {
+    let preface = format!("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n{}", "\0\0\0\x04\0\0\0\0\0");
+    let head = "\x16\x03\x01\x02\0\x01";
+    for (plain, said) in [
+        (false, ""),
+        (false, head),
+        (true, ""),
+        (true, "GET / HTTP/1.1\r\nx: "),
+        (true, "PRI * HT"),
+        (true, &preface),
+    ] {
         let server = server(bounds.clone(), plain).await;
         let mut silent = TcpStream::connect(server.address).await.expect("connected");
-        silent.write_all(said.as_bytes()).await.expect("written");
-        // The one place is taken, so this waits until the silent client was thrown out.
         let start = Instant::now();
-        let body = if plain {
-            request(TcpStream::connect(server.address).await.expect("connected"), "/").await
-        } else {
-            server.get(tls::client_config(server.ca.pem().as_bytes(), None).expect("valid"), "/").await
-        };
-        assert_eq!(body.expect("answered"), "nobody");
-        assert!(start.elapsed() >= Duration::from_millis(90), "the cap of one did not hold");
+        silent.write_all(said.as_bytes()).await.expect("written");
+        let mut rest = Vec::new();
+        let dropped = tokio::time::timeout(Duration::from_secs(5), silent.read_to_end(&mut rest)).await;
+        assert!(dropped.is_ok(), "still there after {said:?}");
+        assert!(start.elapsed() >= Duration::from_millis(90), "it was not given its time");
     }
+}
+
+#[tokio::test]
+async fn where_all_places_are_taken_the_idlest_goes_and_who_waits_for_an_answer_stays() {
+    let bounds = Bounds { connections: 2, header: Duration::from_secs(60), ..Bounds::default() };
+    let server = server(bounds, true).await;
+    let connect = || async { TcpStream::connect(server.address).await.expect("connected") };
+    let slow = tokio::spawn(request(connect().await, "/slow"));
+    let mut idle = connect().await;
+    for _ in 0..10 {
+        // Each takes the place of the one before; the first that of the idle one.
+        assert_eq!(request(connect().await, "/").await.expect("served"), "nobody");
+    }
+    let mut rest = Vec::new();
+    tokio::time::timeout(Duration::from_secs(5), idle.read_to_end(&mut rest)).await.expect("dropped").ok();
+    assert_eq!(slow.await.expect("no panic").expect("answered"), "done");
+}
+
+#[tokio::test]
+async fn where_all_wait_for_an_answer_one_more_is_refused_and_told_so() {
+    let (entered, leave) = (Arc::new(tokio::sync::Notify::new()), Arc::new(tokio::sync::Notify::new()));
+    let (told, left) = (entered.clone(), leave.clone());
+    let router = Router::new().route(
+        "/",
+        get(async move || {
+            told.notify_one();
+            left.notified().await;
+            "done"
+        }),
+    );
+    let listener = bind("127.0.0.1:0".parse().expect("an address")).await.expect("bound");
+    let address = listener.local_addr().expect("bound");
+    let shutdown = Shutdown::new(Duration::from_millis(200));
+    tokio::spawn(serve(listener, None, router, Bounds { connections: 1, ..Bounds::default() }, shutdown));
+    let busy = tokio::spawn(request(TcpStream::connect(address).await.expect("connected"), "/"));
+    entered.notified().await;
+    let mut refused = String::new();
+    let mut one_more = TcpStream::connect(address).await.expect("connected");
+    one_more.read_to_string(&mut refused).await.expect("told");
+    assert!(refused.starts_with("HTTP/1.1 503") && refused.contains("broker.busy"), "{refused}");
+    leave.notify_one();
+    assert_eq!(busy.await.expect("no panic").expect("answered"), "done");
 }
 
 #[tokio::test]

@@ -96,7 +96,14 @@ impl Ca {
                 .hint("chmod 600 it"));
         }
         let pem = read(certificate)?;
-        check_validity(pem.as_bytes(), &certificate.display().to_string())?;
+        check_validity(pem.as_bytes(), &certificate.display().to_string()).map_err(|error| {
+            match error.hint {
+                ref hint if hint.contains("restart") => error.hint(
+                    "move this directory away, start again for a new CA, and enroll every worker again",
+                ),
+                _ => error,
+            }
+        })?;
         Self::of(pem, &read(key)?).map_err(|e| e.at(place))
     }
 
