@@ -109,8 +109,13 @@ async fn a_host_that_hangs_is_given_up_and_its_process_ended() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = silent.local_addr().unwrap().port();
     let mirrors = mirrors(&dir, Git { timeout: Duration::from_secs(1), ..git() });
-    let hung = mirrors.resolve(&source(&format!("https://127.0.0.1:{port}/x"), "HEAD")).await.unwrap_err();
-    assert_eq!(code(hung), Code::GitUnreachable);
+    for url in ["https://127.0.0.1", "ssh://git@127.0.0.1"] {
+        let began = std::time::Instant::now();
+        let hung = mirrors.resolve(&source(&format!("{url}:{port}/x"), "HEAD")).await.unwrap_err();
+        assert!(matches!(&hung, CheckoutError::Unreachable(e) if e.code == Code::GitUnreachable), "{hung:?}");
+        assert!(hung.to_string().contains("within 1 s"), "{hung}");
+        assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+    }
     until("the end of the git process", async || {
         let children = format!("/proc/{}/task/{}/children", std::process::id(), std::process::id());
         let children = std::fs::read_to_string(children).unwrap_or_default();
@@ -121,6 +126,82 @@ async fn a_host_that_hangs_is_given_up_and_its_process_ended() {
         (!alive).then_some(())
     })
     .await;
+}
+
+/// A host that answers everything with this status and `location`.
+async fn answering(status: u16, location: &str) -> String {
+    use axum::{body::Body, response::Response};
+    let location = location.to_owned();
+    let answer = move || {
+        let answer = Response::builder().status(status).header("location", location.clone());
+        let answer = answer.header("content-type", "text/html").body(Body::from("<p>hello")).unwrap();
+        async move { answer }
+    };
+    let listener = listen::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let router = axum::Router::new().fallback(answer);
+    let shutdown = Shutdown::new(Duration::ZERO);
+    tokio::spawn(listen::serve(listener, None, router, listen::Bounds::default(), shutdown));
+    format!("http://127.0.0.1:{port}/x.git")
+}
+
+#[tokio::test]
+async fn a_host_that_redirects_is_the_users_matter_and_nobody_goes_where_it_points() {
+    let (_dir, dir) = scratch();
+    let secret = TcpListener::bind("127.0.0.1:0").unwrap();
+    secret.set_nonblocking(true).unwrap();
+    let near = secret.local_addr().unwrap().port();
+    let git = Git { schemes: vec!["http".into()], timeout: Duration::from_secs(20), ..git() };
+    let mirrors = mirrors(&dir, git);
+    for to in [
+        &format!("http://localhost:{near}/x.git/info/refs?service=git-upload-pack"),
+        "http://169.254.169.254/latest/info/refs?service=git-upload-pack",
+        "file:///etc/info/refs?service=git-upload-pack",
+        "ssh://root@localhost/x",
+        "nonsense",
+    ] {
+        let url = answering(302, to).await;
+        let refused = mirrors.resolve(&source(&url, "HEAD")).await.unwrap_err();
+        assert!(
+            matches!(&refused, CheckoutError::Refused(e) if e.code == Code::GitUrlRefused),
+            "{to}: {refused:?}"
+        );
+        assert!(refused.to_string().contains("redirect"), "{to}: {refused}");
+    }
+    assert!(secret.accept().is_err(), "somebody went where the host pointed");
+}
+
+#[tokio::test]
+async fn a_host_in_trouble_is_ours_to_try_again_and_one_that_is_no_git_host_is_not() {
+    let (_dir, dir) = scratch();
+    let mirrors = mirrors(&dir, Git { schemes: vec!["http".into()], ..git() });
+    for (status, ours) in [(500, true), (503, true), (429, true), (200, false), (400, false), (410, false)] {
+        let failed = mirrors.resolve(&source(&answering(status, "/").await, "HEAD")).await.unwrap_err();
+        assert_eq!(matches!(failed, CheckoutError::Unreachable(_)), ours, "{status}: {failed:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_repository_on_disk_or_a_metadata_address_is_the_users_fault() {
+    let (_dir, dir) = scratch();
+    let schemes = ["file", "http", "https", "ssh"].map(str::to_owned).to_vec();
+    let mirrors = mirrors(&dir, Git { schemes, ..git() });
+    for url in [
+        "file:///etc",
+        "file:///etc/passwd",
+        "file:///dev/zero",
+        "file:///proc/self",
+        "http://169.254.169.254/x",
+        "git@169.254.169.254:x",
+    ] {
+        let refused =
+            tokio::time::timeout(Duration::from_secs(30), mirrors.resolve(&source(url, "HEAD"))).await;
+        let refused = refused.unwrap_or_else(|_| panic!("{url} takes for ever")).unwrap_err();
+        assert!(
+            matches!(&refused, CheckoutError::Refused(e) if e.code == Code::GitUrlRefused),
+            "{url}: {refused:?}"
+        );
+    }
 }
 
 #[tokio::test]

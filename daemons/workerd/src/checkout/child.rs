@@ -140,6 +140,12 @@ pub(super) fn damaged(error: &git2::Error) -> Failure {
     (problem, error.message().to_owned())
 }
 
+/// Whether the host said that the request is wrong, and not that it is in trouble or in demand.
+fn is_refusal(message: &str) -> bool {
+    let status = message.rsplit("status code: ").next().and_then(|status| status.trim().parse::<u16>().ok());
+    status.is_some_and(|status| (400..500).contains(&status) && ![408, 425, 429].contains(&status))
+}
+
 /// Sorts an error of libgit2.
 pub(super) fn sorted(error: &git2::Error) -> Failure {
     let message = error.message().trim().to_owned();
@@ -154,6 +160,11 @@ pub(super) fn sorted(error: &git2::Error) -> Failure {
         (_, ErrorClass::Http) if http("404") || http("410") => Problem::NoRepository,
         (_, ErrorClass::Http) if http("401") || http("403") || message.contains("authentication replays") => {
             Problem::Denied
+        }
+        (_, ErrorClass::Net | ErrorClass::Http) if lower.contains("redirect") => Problem::Redirected,
+        // Something answers there, and it is no git host.
+        (_, ErrorClass::Http) if lower.contains("content-type") || is_refusal(&message) => {
+            Problem::NoRepository
         }
         (_, ErrorClass::Net | ErrorClass::Http | ErrorClass::Ssl | ErrorClass::Ssh) => {
             if lower.contains("not found") { Problem::NoRepository } else { Problem::Unreachable }

@@ -10,6 +10,7 @@ use git2::{
 
 use super::{
     child::{Failure, HEAD, sorted},
+    nearby,
     wire::{Problem, Request},
 };
 
@@ -22,6 +23,10 @@ pub(super) fn fetch(request: &Request) -> Result<(), Failure> {
     let Request::Fetch { mirror, url, extra, ssh_key, credentials, max_bytes } = request else {
         return Err((Problem::Broken, "not a fetch".into()));
     };
+    if let Some((host, ip)) = nearby::refused(url) {
+        let host = codering_core::ids::shown(&host);
+        return Err((Problem::Nearby, format!("{host} is {ip}")));
+    }
     let broken = |e: git2::Error| match sorted(&e) {
         (Problem::NoRoom, message) => (Problem::NoRoom, message),
         (_, message) => (Problem::Broken, message),

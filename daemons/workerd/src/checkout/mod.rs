@@ -10,6 +10,7 @@ pub mod child;
 pub(crate) mod export;
 mod fetch;
 pub(crate) mod ignore;
+mod nearby;
 mod process;
 mod wire;
 

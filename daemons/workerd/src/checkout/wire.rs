@@ -52,6 +52,10 @@ pub(crate) enum Problem {
     Denied,
     /// The host has no such repository.
     NoRepository,
+    /// The host sends us to another one, which was not asked for.
+    Redirected,
+    /// The host has an address that no git host has.
+    Nearby,
     /// There is too much of it.
     TooLarge,
     /// It cannot be a build context.
@@ -88,6 +92,14 @@ impl Problem {
             Self::NoRepository => {
                 CheckoutError::Refused(error(Code::GitUrlRefused, "there is no such repository"))
             }
+            Self::Redirected => CheckoutError::Refused(
+                error(Code::GitUrlRefused, "the git host redirects to another host")
+                    .hint("if that is right, name the address that it redirects to"),
+            ),
+            Self::Nearby => CheckoutError::Refused(error(
+                Code::GitUrlRefused,
+                "this is a link-local or metadata address, and no git host",
+            )),
             Self::TooLarge => CheckoutError::Refused(
                 error(Code::TooLarge, "the repository is too large")
                     .hint("the worker's bounds are [git] max_bytes and [build] max_context_bytes"),
