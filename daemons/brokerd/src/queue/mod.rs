@@ -22,6 +22,19 @@ pub use config::{Backend, QueueConfig};
 /// task may cost is counted in the ledger.
 pub const DELIVERY_LIMIT: i64 = 100;
 
+/// Of a dead letter no more bytes than these are shown; all of them are kept, and put back when it is requeued.
+pub const SHOWN_BYTES: usize = 64 << 10;
+
+/// The beginning of a dead letter, where text ends with a whole character.
+fn shown_part(body: &[u8]) -> Bytes {
+    let head = &body[..body.len().min(SHOWN_BYTES)];
+    let whole = match std::str::from_utf8(head) {
+        Err(error) if error.error_len().is_none() && head.len() < body.len() => &head[..error.valid_up_to()],
+        _ => head,
+    };
+    Bytes::copy_from_slice(whole)
+}
+
 /// Why a call did not do what it should.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum QueueError {
@@ -126,7 +139,7 @@ pub struct DeadLetter {
     pub reason: String,
     /// Since when, Unix milliseconds.
     pub at: i64,
-    /// As it came.
+    /// As it came, up to [`SHOWN_BYTES`].
     pub body: Bytes,
 }
 

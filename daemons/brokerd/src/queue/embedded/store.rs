@@ -11,7 +11,7 @@ use super::{
     books::{Account, Books},
     settle::Row,
 };
-use crate::queue::{DeadLetter, Message, QueueError};
+use crate::queue::{DeadLetter, Message, QueueError, SHOWN_BYTES, shown_part};
 
 type Result<T> = std::result::Result<T, sqlx::Error>;
 
@@ -362,12 +362,13 @@ pub(super) async fn dead_letters(
     limit: usize,
 ) -> Result<Vec<DeadLetter>> {
     let rows = sqlx::query(
-        "SELECT id, dead_from, dead_why, dead_at, body FROM message \
-         WHERE queue = (SELECT id FROM queue WHERE name = ?) AND taken = 0 \
-         ORDER BY priority DESC, id LIMIT ?",
+        "SELECT id, dead_from, dead_why, dead_at, substr(body, 1, ?3) FROM message \
+         WHERE queue = (SELECT id FROM queue WHERE name = ?1) AND taken = 0 \
+         ORDER BY priority DESC, id LIMIT ?2",
     )
     .bind(queue.as_str())
     .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+    .bind(i64::try_from(SHOWN_BYTES + 1).unwrap_or(i64::MAX))
     .fetch_all(readers)
     .await?;
     rows.into_iter()
@@ -378,7 +379,7 @@ pub(super) async fn dead_letters(
                 queue: from.and_then(|name| QueueName::new(name).ok()).unwrap_or_else(|| queue.clone()),
                 reason: row.try_get::<Option<String>, _>(2)?.unwrap_or_else(|| "put here".to_owned()),
                 at: row.try_get::<Option<i64>, _>(3)?.unwrap_or(0),
-                body: row.try_get::<Vec<u8>, _>(4)?.into(),
+                body: shown_part(row.try_get::<&[u8], _>(4)?),
             })
         })
         .collect()

@@ -11,7 +11,7 @@ use lapin::{
 };
 use sha2::{Digest, Sha256};
 
-use crate::queue::DeadLetter;
+use crate::queue::{DeadLetter, shown_part};
 
 const REASON: &str = "x-codering-reason";
 const QUEUE: &str = "x-codering-queue";
@@ -82,7 +82,7 @@ pub(super) fn read(message: &Delivery, dead: &QueueName, prefix: &str) -> DeadLe
         queue: own.or(native).and_then(|name| QueueName::new(name).ok()).unwrap_or_else(|| dead.clone()),
         reason: reason.unwrap_or_else(|| "put here".to_owned()),
         at,
-        body: message.data.clone().into(),
+        body: shown_part(&message.data),
     }
 }
 

@@ -25,6 +25,8 @@ use crate::queue::{QueueError, Result};
 
 /// A channel does one `basic.get` at a time, so this is how many run at once; see the figures in the module.
 pub(super) const GETTERS: usize = 64;
+/// The bytes after which one question brings no more messages; those on their way are on top of it.
+const BATCH_BYTES: usize = 32 << 20;
 /// How long RabbitMQ may take for one answer.
 const ANSWER: Duration = Duration::from_secs(15);
 
@@ -218,42 +220,48 @@ impl Link {
             .await
     }
 
-    /// Gets up to `max` messages, and says how many the last answer saw waiting behind it. `expected` is how
-    /// many there probably are: that many are asked for at once, at least one, never more than `max`.
+    /// Gets up to `max` messages, fewer where they are large, and says how many the last answer saw waiting behind it.
+    /// `expected` is how many there probably are: that many are asked for at once, at least one, never more than `max`
+    /// nor than `width`, which follows the size of what comes: nobody says how large a message is before it is there.
     pub(super) async fn get_many(
         &self,
         queue: &QueueName,
         name: &ShortString,
         max: usize,
         mut expected: usize,
+        width: &mut usize,
     ) -> (Result<Vec<BasicGetMessage>>, usize) {
         let mut all: Vec<BasicGetMessage> = Vec::new();
-        while all.len() < max {
-            let width = expected.clamp(1, GETTERS).min(max - all.len());
-            let mut answers = join_all((0..width).map(|_| self.get(queue, name))).await;
+        let mut bytes = 0;
+        while all.len() < max && bytes < BATCH_BYTES {
+            let asked = expected.clamp(1, *width).min(max - all.len());
+            let mut answers = join_all((0..asked).map(|_| self.get(queue, name))).await;
             // Asked for at once they come in any order; how many were left behind each tells theirs.
             answers.sort_by_key(|answer| match answer {
                 Ok(Some(message)) => Reverse(message.message_count),
                 _ => Reverse(0),
             });
-            let (mut came, mut behind, mut failed) = (0, usize::MAX, None);
+            let (mut came, mut behind, mut failed, mut largest) = (0, usize::MAX, None, 1);
             for answer in answers {
                 match answer {
                     Ok(Some(message)) => {
                         came += 1;
                         behind = behind.min(message.message_count as usize);
+                        largest = largest.max(message.delivery.data.len());
+                        bytes += message.delivery.data.len();
                         all.push(message);
                     }
                     Ok(None) => behind = 0,
                     Err(error) => failed = Some(error),
                 }
             }
+            *width = (*width * 2).min(BATCH_BYTES / largest).clamp(1, GETTERS);
             expected = if behind == usize::MAX { 0 } else { behind };
             match failed {
                 // What came is kept: the next call meets the error again.
                 Some(error) if all.is_empty() => return (Err(error), 0),
                 Some(_) => break,
-                None if came < width || expected == 0 => break,
+                None if came < asked || expected == 0 => break,
                 None => {}
             }
         }

@@ -45,7 +45,9 @@ use tokio::{
     time::timeout,
 };
 
-use super::{DeadLetter, Delivery, Depth, Message, QueueConfig, QueueError, Queues, Result, SharedQueues};
+use super::{
+    DeadLetter, Delivery, Depth, Message, QueueConfig, QueueError, Queues, Result, Settle as _, SharedQueues,
+};
 use shared::{PUT, Shared, State};
 use supervisor::Address;
 
@@ -146,15 +148,10 @@ impl Queues for RabbitMq {
     }
 
     async fn dead(&self, queue: &QueueName, limit: usize) -> Result<Vec<DeadLetter>> {
-        let all = match self.shared.take(queue, limit.min(MOST_DEAD)).await {
+        let mut letters = match self.shared.look(queue, limit.min(MOST_DEAD)).await {
             Err(QueueError::NotFound(_)) => return Ok(Vec::new()),
-            all => all?,
+            letters => letters?,
         };
-        let mut letters = Vec::with_capacity(all.len());
-        for (letter, delivery) in all {
-            delivery.settle.requeue().await?;
-            letters.push(letter);
-        }
         letters.sort_by_key(|letter| letter.at);
         Ok(letters)
     }
@@ -173,27 +170,28 @@ impl Queues for RabbitMq {
             if batch.is_empty() {
                 break;
             }
-            for (letter, delivery) in batch {
+            for (letter, held) in batch {
                 left = left.saturating_sub(1);
                 let is_wanted = wanted.as_mut().is_none_or(|wanted| wanted.remove(&letter.id));
                 if !is_wanted || letter.queue == *queue {
-                    others.push(delivery.settle);
+                    others.push(held.without_body());
                     continue;
                 }
-                match self.shared.publish(&letter.queue, letter.body, BasicProperties::default()).await {
+                let body = held.body.clone();
+                match self.shared.publish(&letter.queue, body, BasicProperties::default()).await {
                     Ok(()) => {
-                        delivery.settle.ack().await?;
+                        Box::new(held).ack().await?;
                         moved += 1;
                     }
                     Err(error) => {
                         refused = Some(error);
-                        others.push(delivery.settle);
+                        others.push(held.without_body());
                     }
                 }
             }
         }
-        for settle in others {
-            settle.requeue().await?;
+        for held in others {
+            Box::new(held).requeue().await?;
         }
         match refused {
             Some(error) if moved == 0 => Err(error),

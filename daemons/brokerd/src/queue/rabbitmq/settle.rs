@@ -12,7 +12,10 @@ use lapin::{
 };
 use tokio::time::timeout;
 
-use super::{letters, shared::Shared};
+use super::{
+    letters,
+    shared::{Shared, Weight},
+};
 use crate::queue::{QueueError, Result, Settle};
 
 const SETTLE: Duration = Duration::from_secs(15);
@@ -27,6 +30,17 @@ pub(super) struct Held {
     pub(super) queue: QueueName,
     pub(super) body: Bytes,
     pub(super) acker: Option<Acker>,
+    /// Counted for as long as the body is in memory.
+    pub(super) weight: Weight,
+}
+
+impl Held {
+    /// Kept to be given back alone: of its body nothing stays in memory.
+    pub(super) fn without_body(mut self) -> Self {
+        self.body = Bytes::new();
+        self.weight = self.shared.load.hold(0);
+        self
+    }
 }
 
 impl std::fmt::Debug for Held {

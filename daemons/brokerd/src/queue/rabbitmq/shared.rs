@@ -4,7 +4,7 @@ use std::{
     collections::{HashMap, HashSet},
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -18,7 +18,7 @@ use tokio::{
 };
 
 use super::{letters, link::Link, publisher::Put, settle::Held};
-use crate::queue::{DeadLetter, Delivery, QueueError, Result};
+use crate::queue::{DeadLetter, Delivery, QueueError, Result, Settle as _};
 
 /// How long a put waits for a connection that is lost or blocked.
 const READY: Duration = Duration::from_secs(5);
@@ -48,6 +48,60 @@ pub(super) struct Shared {
     /// Makes message ids: this run's, and a number.
     pub(super) run_id: u64,
     pub(super) next_message: AtomicU64,
+    pub(super) load: Arc<Load>,
+    /// How many messages of a queue are asked for at once.
+    widths: Mutex<HashMap<QueueName, usize>>,
+}
+
+/// Of a queue that was never asked: nobody knows how large its messages are.
+const FIRST_WIDTH: usize = 4;
+
+/// Bytes of messages taken and not settled, beyond which no more are taken. What one answer may bring on top of them
+/// RabbitMQ alone can bound: `max_message_size`.
+const LOAD: usize = 64 << 20;
+/// How long a question waits for those before it to be settled.
+const UNLOADED: Duration = Duration::from_secs(10);
+
+/// How much memory taken messages hold.
+#[derive(Default)]
+pub(super) struct Load {
+    bytes: AtomicUsize,
+    freed: Notify,
+}
+
+impl Load {
+    /// Waits until there is room; `false`: there was none in time.
+    async fn has_room(&self) -> bool {
+        let room = async {
+            loop {
+                let freed = self.freed.notified();
+                if self.bytes.load(Ordering::SeqCst) < LOAD {
+                    return;
+                }
+                freed.await;
+            }
+        };
+        timeout(UNLOADED, room).await.is_ok()
+    }
+
+    /// Counts so many bytes until the answer is dropped.
+    pub(super) fn hold(self: &Arc<Self>, bytes: usize) -> Weight {
+        self.bytes.fetch_add(bytes, Ordering::SeqCst);
+        Weight { load: self.clone(), bytes }
+    }
+}
+
+/// A taken message's share.
+pub(super) struct Weight {
+    load: Arc<Load>,
+    bytes: usize,
+}
+
+impl Drop for Weight {
+    fn drop(&mut self) {
+        self.load.bytes.fetch_sub(self.bytes, Ordering::SeqCst);
+        self.load.freed.notify_waiters();
+    }
 }
 
 impl Shared {
@@ -65,6 +119,8 @@ impl Shared {
             closed: watch::Sender::new(false),
             run_id: rand::random(),
             next_message: AtomicU64::new(0),
+            load: Arc::default(),
+            widths: Mutex::default(),
         }
     }
 
@@ -90,6 +146,7 @@ impl Shared {
 
     pub(super) fn forget(&self, queue: &QueueName) {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).remove(queue);
+        self.widths.lock().unwrap_or_else(PoisonError::into_inner).remove(queue);
     }
 
     pub(super) fn link(&self) -> Result<Arc<Link>> {
@@ -208,9 +265,27 @@ impl Shared {
             Some(left) => left,
             None => self.count(&queue).await? as usize,
         };
-        let (got, left) = self.link()?.get_many(&queue, &self.wire_name(&queue), max, expected).await;
+        if !self.load.has_room().await {
+            return Err(QueueError::Unavailable("the messages taken before are not settled yet".to_owned()));
+        }
+        let mut width = self
+            .widths
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&queue)
+            .copied()
+            .unwrap_or(FIRST_WIDTH);
+        let name = self.wire_name(&queue);
+        let (got, left) = self.link()?.get_many(&queue, &name, max, expected, &mut width).await;
+        self.widths.lock().unwrap_or_else(PoisonError::into_inner).insert(queue.clone(), width);
         match &got {
-            Ok(_) => self.learn(&queue, left),
+            Ok(got) => {
+                self.learn(&queue, left);
+                // Fewer than were asked for, and yet not all: whoever takes that for the end is told that it is not.
+                if got.len() < max && left > 0 {
+                    self.ring();
+                }
+            }
             Err(QueueError::NotFound(_)) => self.forget(&queue),
             Err(_) => {}
         }
@@ -218,11 +293,42 @@ impl Shared {
     }
 
     pub(super) fn hold(self: &Arc<Self>, queue: &QueueName, message: BasicGetMessage) -> Delivery {
+        let (redelivered, held) = self.held(queue, message);
+        Delivery { body: held.body.clone(), redelivered, settle: Box::new(held) }
+    }
+
+    fn held(self: &Arc<Self>, queue: &QueueName, message: BasicGetMessage) -> (bool, Held) {
         let lapin::message::Delivery { data, redelivered, acker, .. } = message.delivery;
         let body = Bytes::from(data);
-        let held =
-            Held { shared: self.clone(), queue: queue.clone(), body: body.clone(), acker: Some(acker) };
-        Delivery { body, redelivered, settle: Box::new(held) }
+        let weight = self.load.hold(body.len());
+        let (shared, queue) = (self.clone(), queue.clone());
+        (redelivered, Held { shared, queue, body, acker: Some(acker), weight })
+    }
+
+    /// Looks at messages, each with what it says of its death, and puts them back. Of a large one nothing is kept
+    /// meanwhile but what is shown.
+    pub(super) async fn look(self: &Arc<Self>, queue: &QueueName, most: usize) -> Result<Vec<DeadLetter>> {
+        let (shared, queue) = (self.clone(), queue.clone());
+        let looking = tokio::spawn(async move {
+            let (mut found, mut held) = (Vec::new(), Vec::new());
+            let mut waiting = shared.count(&queue).await? as usize;
+            while found.len() < most && waiting > 0 {
+                let messages = shared.clone().get(queue.clone(), waiting.min(most - found.len())).await?;
+                if messages.is_empty() {
+                    break;
+                }
+                waiting = waiting.saturating_sub(messages.len());
+                for message in messages {
+                    found.push(letters::read(&message.delivery, &queue, &shared.prefix));
+                    held.push(shared.held(&queue, message).1.without_body());
+                }
+            }
+            for one in held {
+                Box::new(one).requeue().await?;
+            }
+            Ok(found)
+        });
+        looking.await.map_err(|error| QueueError::Unavailable(error.to_string()))?
     }
 
     /// Takes, with what each message says of its death. It runs to its end even when the caller goes away:
@@ -231,13 +337,13 @@ impl Shared {
         self: &Arc<Self>,
         queue: &QueueName,
         max: usize,
-    ) -> Result<Vec<(DeadLetter, Delivery)>> {
+    ) -> Result<Vec<(DeadLetter, Held)>> {
         let (shared, queue) = (self.clone(), queue.clone());
         let taking = tokio::spawn(async move {
             let messages = shared.clone().get(queue.clone(), max).await?;
             let held = messages.into_iter().map(|message| {
                 let letter = letters::read(&message.delivery, &queue, &shared.prefix);
-                (letter, shared.hold(&queue, message))
+                (letter, shared.held(&queue, message).1)
             });
             Ok(held.collect())
         });
