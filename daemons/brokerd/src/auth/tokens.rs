@@ -294,9 +294,11 @@ fn allow_create(caller: &Caller, wanted: &NewToken) -> Result<(), Error> {
 /// The life in milliseconds; `None`: for ever.
 fn checked_ttl(wanted: &NewToken) -> Result<Option<Millis>, Error> {
     let invalid = |place: &str, what: &str| Err(Error::new(Code::InvalidInput, what.to_owned()).at(place));
-    let length = wanted.name.chars().count();
-    if !(1..=60).contains(&length) || wanted.name.chars().any(char::is_control) {
-        return invalid("name", "a token's name has 1 to 60 characters");
+    if !codering_core::ids::is_plain_text(&wanted.name, 60) {
+        return invalid(
+            "name",
+            "a token's name has 1 to 60 characters, none of them a control character or a direction mark",
+        );
     }
     if wanted.projects.len() > 1000 {
         return invalid("projects", "a token is limited to at most 1000 projects");

@@ -52,6 +52,8 @@ enum Fate {
     Dropped,
     /// It can never be used.
     Rejected(String),
+    /// Its project is at a quota: it waits on its queue.
+    Held,
 }
 
 impl Broker {
@@ -60,6 +62,7 @@ impl Broker {
         let mut bell = self.queues.bell();
         while !self.stop.is_cancelled() {
             self.wait_for_room().await;
+            self.wake_waiting();
             let takes = self.scheduler().plan();
             for take in takes {
                 let broker = self.clone();
@@ -79,7 +82,11 @@ impl Broker {
     /// Takes up to the reserved number of messages and leases their tasks.
     async fn fill(&self, take: Take) {
         let queue = QueueName::todo(&take.project);
-        let deliveries = match self.queues.take(&queue, take.max as usize).await {
+        let room = self.projects.room(&take.project).min(take.max);
+        if room == 0 {
+            return self.fill_from_ledger(take).await;
+        }
+        let deliveries = match self.queues.take(&queue, room as usize).await {
             Ok(deliveries) => deliveries,
             Err(error) => {
                 // The bell rings when the backend is back; the reconciler rings in any case.
@@ -92,8 +99,37 @@ impl Broker {
         }
         let got = u32::try_from(deliveries.len()).unwrap_or(take.max);
         self.scheduler().took(&take, got);
+        if got == room && room < take.max {
+            self.scheduler().ring(&take.project);
+        }
         join_all(deliveries.into_iter().map(|d| self.lease_delivery(&take.project, d))).await;
         // Reservations were given back, or there may be more.
+        self.dispatch.notify_one();
+    }
+
+    /// A project at one of its quotas adopts nothing: raw messages wait on its queue, which is not touched. Tasks that it
+    /// has already, whose messages may lie behind them, are leased as the ledger has them; those messages are dropped
+    /// when they come.
+    async fn fill_from_ledger(&self, take: Take) {
+        self.scheduler().is_full(&take.project);
+        let tasks = self.ledger.published(&take.project, None, take.max).await.unwrap_or_else(|error| {
+            tracing::debug!(project = %take.project, %error, "nothing read");
+            Vec::new()
+        });
+        self.scheduler().took(&take, u32::try_from(tasks.len()).unwrap_or(take.max));
+        let leases = tasks.into_iter().map(async |task| {
+            let fate = match matches!(task.progress.state, State::Ready { .. }) {
+                true => self.lease(task).await,
+                false => Ok(Fate::Dropped),
+            };
+            if !matches!(fate, Ok(Fate::Leased)) {
+                self.scheduler().unreserve(&take.project);
+            }
+            if let Err(error) = fate {
+                tracing::warn!(project = %take.project, %error, "a task was not leased");
+            }
+        });
+        join_all(leases).await;
         self.dispatch.notify_one();
     }
 
@@ -106,6 +142,7 @@ impl Broker {
                 fault::reached(Point::MessageAcked);
                 acked
             }
+            Ok(Fate::Held) => delivery.settle.requeue().await,
             Ok(Fate::Rejected(reason)) => {
                 tracing::warn!(project = %project, reason, "a message goes to the dead letters");
                 self.metrics.dead_letters.inc();
@@ -155,9 +192,11 @@ impl Broker {
             None if let Err(error) = self.check_limits(&message.task_spec()?.limits, "limits") => {
                 return Ok(Fate::Rejected(format!("{}: {error}", error.code.as_str())));
             }
-            None => match self.adopt(project, &message, delivery.redelivered).await? {
-                Some(task) => task,
-                None => return Ok(Fate::Dropped),
+            None => match self.adopt(project, &message, delivery.redelivered).await {
+                Ok(Some(task)) => task,
+                Ok(None) => return Ok(Fate::Dropped),
+                Err(error) if error.code == Code::QuotaExceeded => return Ok(Fate::Held),
+                Err(error) => return Err(error),
             },
         };
         if matches!(task.progress.state, State::Ready { .. }) {
@@ -182,7 +221,7 @@ impl Broker {
         let token = new_token();
         let placed = if paused { None } else { self.scheduler().place(&task.project, &labels, &token) };
         let Some((worker, session)) = placed else {
-            self.hand_back(task, paused).await?;
+            self.hand_back(task, paused, !labels.is_empty()).await?;
             return Ok(Fate::Dropped);
         };
         let leased_at = now();
@@ -244,10 +283,12 @@ impl Broker {
         }
     }
 
-    /// The task stays in the ledger instead of the queue: its job is paused, or no free worker has its labels.
-    async fn hand_back(&self, task: Task, paused: bool) -> Result<(), Error> {
+    /// The task stays in the ledger instead of the queue: its job is paused, or no free worker has its labels. The latter
+    /// it is passed over for until one has, so it needs no pause of its own.
+    async fn hand_back(&self, task: Task, paused: bool, labelled: bool) -> Result<(), Error> {
         let mut progress = task.progress.clone();
-        let not_before = if paused { 0 } else { now() + UNPLACED_PAUSE_MS };
+        let again = now() + UNPLACED_PAUSE_MS;
+        let not_before = if paused || labelled { 0 } else { again };
         progress.state = State::Ready { published: false, not_before };
         progress.version += 1;
         let change = TaskChange {
@@ -260,7 +301,7 @@ impl Broker {
         let stored = self.store(change).await?;
         fault::reached(Point::TaskHandedBack);
         if stored && !paused {
-            self.outbox.ring_at(&task.project, not_before);
+            self.outbox.ring_at(&task.project, again);
         }
         Ok(())
     }

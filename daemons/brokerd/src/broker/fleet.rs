@@ -130,6 +130,7 @@ impl Broker {
                 format!("a worker has 1 to {MAX_SLOTS} slots and at most 100 labels"),
             ));
         }
+        codering_core::spec::validate_labels(hello.labels.iter())?;
         let id = self.fleet.sessions.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;
         let _row = self.worker_rows.lock().await;
         let mut row = self.worker_row(&name).await?;

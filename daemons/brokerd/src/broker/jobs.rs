@@ -29,7 +29,7 @@ impl Broker {
     /// the row is read again.
     async fn current(&self, job: Job) -> Result<Job, Error> {
         match self.jobs.get(&job.id) {
-            Some(live) => Ok(live.job()),
+            Some(live) => Ok(self.told(&live)),
             None if job.finished_at == 0 => Ok(self.ledger.job(&job.id).await?.unwrap_or(job)),
             None => Ok(job),
         }
@@ -107,7 +107,7 @@ impl Broker {
             let event = match &live {
                 Some(live) => {
                     let (notes, now_seen) = live.notes_after(seen);
-                    let event = JobEvent { job: live.job(), rate: live.rate(), notes };
+                    let event = JobEvent { job: broker.told(live), rate: live.rate(), notes };
                     let last = Some(live::is_over(&event.job));
                     return Some((Ok(event), (broker, id, Some(live.clone()), changed, now_seen, last)));
                 }

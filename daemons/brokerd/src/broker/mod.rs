@@ -25,6 +25,7 @@ mod scheduler;
 mod settings;
 mod submit;
 mod tasks;
+mod waiting;
 mod workers;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool};
@@ -67,6 +68,7 @@ pub struct Parts {
     leases: leases::Leases,
     logs: logs::LiveLogs,
     outbox: outbox::Outbox,
+    waiting: waiting::Waiting,
     /// Held while a raw message is adopted, so that one open job serves all.
     adopting: tokio::sync::Mutex<()>,
     /// Held while a worker's row is read and written, so that none of its writers undoes another.
@@ -111,6 +113,7 @@ impl Broker {
             leases: leases::Leases::default(),
             logs,
             outbox: outbox::Outbox::default(),
+            waiting: waiting::Waiting::default(),
             adopting: tokio::sync::Mutex::new(()),
             worker_rows: tokio::sync::Mutex::new(()),
             tenants: tokio::sync::Mutex::new(()),

@@ -3,15 +3,15 @@
 //! the confirm.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use bytes::Bytes;
 use codering_core::{
-    Code, Error, JobSpec, ProjectName, QueueName,
-    message::{DoneMessage, TodoMessage},
+    Code, Error, JobId, JobSpec, ProjectName, QueueName, TaskResult,
+    message::{DoneMessage, MAX_MESSAGE_BYTES, TodoMessage},
     spec::Reduce,
     task::{Event, LONGEST_PAUSE_MS},
     time::Millis,
@@ -93,6 +93,20 @@ impl Outbox {
     }
 }
 
+/// Bytes of each stream of a result that is too large for its queue as a whole. Written as JSON they are six times as
+/// many at worst.
+const CUT_BYTES: usize = 1 << 20;
+
+/// What of a result fits into a message; the whole of it stays in the ledger.
+fn cut(result: &TaskResult) -> TaskResult {
+    let mut cut = result.clone();
+    cut.stdout_truncated |= cut.stdout.len() > CUT_BYTES;
+    cut.stderr_truncated |= cut.stderr.len() > CUT_BYTES;
+    cut.stdout.truncate(CUT_BYTES);
+    cut.stderr.truncate(CUT_BYTES);
+    cut
+}
+
 impl Broker {
     /// Publishes ready tasks, a batch of each project in turn.
     pub(super) async fn publish_tasks(self) {
@@ -122,8 +136,15 @@ impl Broker {
 
     async fn publish_batch(&self, project: &ProjectName) -> Result<usize, Error> {
         let _marking = self.outbox.marking.read().await;
-        let tasks = self.ledger.unpublished(project, now(), BATCH).await?;
+        let over = self.pass_over(project);
+        let mut tasks = self.ledger.unpublished(project, now(), BATCH, &over).await?;
+        let due = tasks.len();
+        self.keep_publishable(&mut tasks);
         let found = tasks.len();
+        if found == 0 && due > 0 {
+            // The slots went to others in this moment. What is behind these tasks is not to wait for them.
+            self.outbox.ring_at(project, now() + PAUSE.as_millis() as Millis);
+        }
         let todo = QueueName::todo(project);
         // What the tasks of a job share is read once, not cloned for each of them.
         let mut jobs = BTreeMap::new();
@@ -143,6 +164,20 @@ impl Broker {
         Ok(found)
     }
 
+    /// Of a job with labels no more than can be leased now; the rest has its turn when a slot is free for it.
+    fn keep_publishable(&self, tasks: &mut Vec<Task>) {
+        let mut left: HashMap<JobId, usize> = HashMap::new();
+        tasks.retain(|task| {
+            let left = left.entry(task.key.job.clone()).or_insert_with(|| {
+                let labels = self.jobs.get(&task.key.job).map(|job| job.with(|j| j.spec.labels.clone()));
+                self.publishable(&labels.unwrap_or_default())
+            });
+            let publish = task.reduce || *left > 0;
+            *left = left.saturating_sub(1);
+            publish
+        });
+    }
+
     async fn publish_task(
         &self,
         todo: &QueueName,
@@ -155,7 +190,11 @@ impl Broker {
         let attempt =
             super::dispatch::attempt_spec(spec, reduce.as_ref(), &task, &self.settings.default_limits);
         let message = TodoMessage::of(&task.project, &task.key.job, &task.spec, &attempt, spec.priority);
-        let body = serde_json::to_vec(&message).map_err(super::internal)?;
+        let mut body = serde_json::to_vec(&message).map_err(super::internal)?;
+        if body.len() > MAX_MESSAGE_BYTES {
+            // JSON can be several times what it says; the ledger has all of it.
+            body = serde_json::to_vec(&message.without_bulk()).map_err(super::internal)?;
+        }
         let message = Message { body: body.into(), priority: spec.priority };
         self.put_making(todo, message).await?;
         fault::reached(Point::TaskPut);
@@ -200,7 +239,13 @@ impl Broker {
                 serde_json::to_vec(&DoneMessage::from(&result)).map_err(super::internal)?.into();
             // A project that was deleted meanwhile needs no message.
             if self.projects.get(&result.project).is_some() {
-                self.put_making(&done, Message::new(body)).await?;
+                match self.put_making(&done, Message::new(body)).await {
+                    Err(QueueError::TooLarge { .. }) => {
+                        let cut = serde_json::to_vec(&DoneMessage::from(&cut(&result)));
+                        self.put_making(&done, Message::new(cut.map_err(super::internal)?)).await?;
+                    }
+                    put => put?,
+                }
                 fault::reached(Point::DonePut);
             }
             Ok((codering_core::TaskKey { job: result.job, task: result.task }, result.attempt))

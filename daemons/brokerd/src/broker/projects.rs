@@ -87,6 +87,20 @@ impl Projects {
         }
     }
 
+    /// How many tasks more it may have before it is at a quota; where there is none, as many as there can be.
+    pub(super) fn room(&self, name: &ProjectName) -> u32 {
+        let Some(view) = self.get(name) else { return u32::MAX };
+        let (quota, usage) = (view.project.quota, view.usage);
+        if quota.result_bytes > 0 && usage.result_bytes >= quota.result_bytes {
+            return 0;
+        }
+        if quota.queued_tasks == 0 {
+            return u32::MAX;
+        }
+        let room = quota.queued_tasks.saturating_sub(usage.queued_tasks + usage.running_tasks);
+        u32::try_from(room).unwrap_or(u32::MAX)
+    }
+
     /// Refuses what would pass a quota.
     pub(super) fn admit(&self, name: &ProjectName, tasks: u64) -> Result<(), Error> {
         let view = self.get(name).ok_or_else(|| not_found(name))?;
@@ -251,6 +265,7 @@ impl Broker {
             live.view.project.quota = quota;
         }
         self.scheduler().set_quota(name, quota.running_slots);
+        self.scheduler().ring(name);
         self.dispatch.notify_one();
         Ok(view)
     }

@@ -30,6 +30,10 @@ impl Slots {
         }
         self.slots.saturating_sub(u32::try_from(self.busy.len()).unwrap_or(u32::MAX))
     }
+
+    fn has(&self, labels: &BTreeMap<String, String>) -> bool {
+        labels.iter().all(|(key, value)| self.labels.get(key) == Some(value))
+    }
 }
 
 #[derive(Debug, Default)]
@@ -42,6 +46,8 @@ struct Share {
     maybe_ready: bool,
     /// Messages that its queue has handed out.
     taken: u64,
+    /// At its quota when last asked: the next slot that it frees is worth another question.
+    full: bool,
     /// Counts the times it was rung, so that an empty answer to an older question does not hide a newer message.
     rung: u64,
 }
@@ -54,6 +60,17 @@ pub struct Take {
     /// At most this many.
     pub max: u32,
     rung: u64,
+}
+
+/// Whether there are workers with certain labels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Match {
+    /// With so many free slots in all.
+    Free(u32),
+    /// All their slots are busy, or they take nothing now.
+    Busy,
+    /// None is connected.
+    Nobody,
 }
 
 /// Workers, slots and shares.
@@ -185,6 +202,23 @@ impl Scheduler {
         }
     }
 
+    /// The project is at its quota: what waits on its queue waits until something of it is done.
+    pub fn is_full(&mut self, project: &ProjectName) {
+        self.shares.entry(project.clone()).or_default().full = true;
+    }
+
+    /// Whether any worker has `labels`, and room.
+    pub fn matching(&self, labels: &BTreeMap<String, String>) -> Match {
+        let mut fitting = self.workers.values().filter(|w| w.has(labels)).peekable();
+        if fitting.peek().is_none() {
+            return Match::Nobody;
+        }
+        match fitting.map(Slots::free).sum() {
+            0 => Match::Busy,
+            free => Match::Free(free),
+        }
+    }
+
     /// Turns a reservation into a busy slot of the worker with most room among those that have `labels`.
     pub fn place(
         &mut self,
@@ -192,11 +226,10 @@ impl Scheduler {
         labels: &BTreeMap<String, String>,
         token: &LeaseToken,
     ) -> Option<(WorkerName, u64)> {
-        let fits = |w: &Slots| labels.iter().all(|(key, value)| w.labels.get(key) == Some(value));
         let (name, worker) = self
             .workers
             .iter_mut()
-            .filter(|(_, w)| w.free() > 0 && fits(w))
+            .filter(|(_, w)| w.free() > 0 && w.has(labels))
             .max_by_key(|(name, w)| (w.free(), std::cmp::Reverse((*name).clone())))?;
         worker.busy.insert(token.clone());
         let placed = (name.clone(), worker.session);
@@ -236,6 +269,10 @@ impl Scheduler {
     pub fn release(&mut self, project: &ProjectName, worker: &WorkerName, token: &LeaseToken) {
         if let Some(share) = self.shares.get_mut(project) {
             share.running = share.running.saturating_sub(1);
+            if std::mem::take(&mut share.full) {
+                share.maybe_ready = true;
+                share.rung += 1;
+            }
         }
         if let Some(worker) = self.workers.get_mut(worker) {
             worker.busy.remove(token);
@@ -322,6 +359,31 @@ mod tests {
         s.plan();
         assert_eq!(s.place(&project("a"), &want, &token(1)).map(|p| p.0), Some(worker("w2")));
         assert_eq!(s.place(&project("a"), &BTreeMap::new(), &token(2)), None);
+    }
+
+    #[test]
+    fn whether_labels_can_be_met_now_later_or_not_at_all_is_known() {
+        let mut s = with(1, &["a"]);
+        let want = BTreeMap::from([("gpu".to_owned(), "yes".to_owned())]);
+        assert_eq!(s.matching(&want), Match::Nobody);
+        assert_eq!(s.matching(&BTreeMap::new()), Match::Free(1));
+        let gpu = Labels::from([("gpu".to_owned(), "yes".to_owned())]);
+        s.join(worker("w2"), 2, 2, HashSet::new(), false, gpu);
+        assert_eq!(s.matching(&want), Match::Free(2));
+        s.set_paused(&worker("w2"), true);
+        assert_eq!(s.matching(&want), Match::Busy);
+    }
+
+    #[test]
+    fn a_project_at_its_quota_is_asked_again_when_something_of_it_is_done() {
+        let mut s = with(2, &["a"]);
+        let take = s.plan().remove(0);
+        s.took(&take, 1);
+        s.place(&project("a"), &BTreeMap::new(), &token(1));
+        s.is_full(&project("a"));
+        assert_eq!(s.plan(), []);
+        s.release(&project("a"), &worker("w1"), &token(1));
+        assert_eq!(s.plan().len(), 1);
     }
 
     #[test]

@@ -112,6 +112,10 @@ impl Broker {
     ) -> Result<Option<Task>, Error> {
         let _adopting = self.adopting.lock().await;
         let spec = message.task_spec()?;
+        let full = self.projects.admit(project, 1).err();
+        if let (Some(full), false) = (&full, redelivered) {
+            return Err(full.clone());
+        }
         for _ in 0..2 {
             let job = self.open_job(project, message).await?;
             let (id, seq) = job.with(|j| (j.id.clone(), j.counts.total));
@@ -128,6 +132,12 @@ impl Broker {
                     ..Progress::new(now())
                 },
             };
+            if let Some(full) = &full
+                && self.ledger.task(&task.key).await?.is_none()
+            {
+                // It was not recorded when it came before either.
+                return Err(full.clone());
+            }
             if self.ledger.insert_task(task.clone()).await? {
                 fault::reached(Point::RawTaskAdopted);
                 self.projects.queued(project, 1);

@@ -12,7 +12,7 @@ mod plain;
 mod rows;
 mod sqlite;
 
-use std::{path::Path, sync::Arc};
+use std::{collections::HashSet, path::Path, sync::Arc};
 
 use async_trait::async_trait;
 use codering_core::{
@@ -163,9 +163,16 @@ pub trait Ledger: Send + Sync + 'static {
         limit: u32,
     ) -> Result<Vec<Task>>;
 
-    /// Ready, unpublished tasks of a project whose time has come and whose job is not paused, oldest first. A time
-    /// further ahead than any pause was written under a clock that has been set back since: it has come too.
-    async fn unpublished(&self, project: &ProjectName, now: Millis, limit: u32) -> Result<Vec<Task>>;
+    /// Ready, unpublished tasks of a project whose time has come, of jobs that are neither paused nor among those to be
+    /// passed over, oldest first. A time further ahead than any pause was written under a clock that has been set back
+    /// since: it has come too.
+    async fn unpublished(
+        &self,
+        project: &ProjectName,
+        now: Millis,
+        limit: u32,
+        over: &HashSet<JobId>,
+    ) -> Result<Vec<Task>>;
 
     /// Projects that have ready, unpublished tasks of unpaused jobs, with the earliest `not_before` of each.
     async fn projects_with_unpublished(&self) -> Result<Vec<(ProjectName, Millis)>>;

@@ -1,5 +1,7 @@
 //! Jobs: visible all at once, found by key, page and prefix, let go in the end.
 
+use std::collections::HashSet;
+
 use codering_core::Reduce;
 
 use super::*;
@@ -25,7 +27,7 @@ pub(super) async fn suite(ledger: &dyn Ledger) {
     assert_eq!(ledger.jobs_by_prefix(job.id.as_str(), 9).await.unwrap(), []);
     assert_eq!(list(ledger, "jobs", None).await, []);
     assert_eq!(ledger.tasks(&job.id, TaskFilter::default(), None, 9).await.unwrap(), []);
-    assert_eq!(ledger.unpublished(&name, NOW, 9).await.unwrap(), []);
+    assert_eq!(ledger.unpublished(&name, NOW, 9, &HashSet::new()).await.unwrap(), []);
     assert_eq!(ledger.counts(&job.id).await.unwrap(), TaskCounts::default());
     assert_eq!(ledger.usage(&name).await.unwrap(), Usage::default());
     assert!(ledger.unfinished_jobs().await.unwrap().iter().all(|seen| seen.id != job.id));

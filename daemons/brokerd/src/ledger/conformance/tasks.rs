@@ -1,5 +1,7 @@
 //! Tasks by where they stand.
 
+use std::collections::HashSet;
+
 use codering_core::task::LONGEST_PAUSE_MS;
 
 use super::*;
@@ -56,7 +58,7 @@ async fn reduce_steps(ledger: &dyn Ledger, job: &Job, counts: TaskCounts) {
         assert!(ledger.insert_task(reduce(run)).await.unwrap());
         assert_eq!(ledger.newest_reduce(&job.id).await.unwrap(), Some(reduce(run)));
     }
-    let unpublished = ledger.unpublished(&job.spec.project, NOW, 100).await.unwrap();
+    let unpublished = ledger.unpublished(&job.spec.project, NOW, 100, &HashSet::new()).await.unwrap();
     assert_eq!(unpublished.iter().filter(|task| task.reduce).count(), 10);
     step(ledger, &reduce(9).key, Event::Publish, Record::Nothing).await;
     assert_eq!(ledger.published_count(&job.spec.project).await.unwrap(), 2);
@@ -89,7 +91,7 @@ pub(super) async fn outbox(ledger: &dyn Ledger) {
     ledger.commit_job(&newer.id).await.unwrap();
 
     let shown = async |now, limit| -> Vec<String> {
-        let tasks = ledger.unpublished(&name, now, limit).await.unwrap();
+        let tasks = ledger.unpublished(&name, now, limit, &HashSet::new()).await.unwrap();
         let which = |task: &Task| if task.key.job == older.id { "older" } else { "newer" };
         tasks.iter().map(|task| format!("{}/{}", which(task), task.seq)).collect()
     };
@@ -174,7 +176,9 @@ pub(super) async fn paging(ledger: &dyn Ledger) {
         }
         assert_eq!(seen, (0..24).collect::<Vec<_>>());
     }
-    let unpublished = ledger.unpublished(&job.spec.project, NOW, 1000).await.unwrap();
+    let unpublished = ledger.unpublished(&job.spec.project, NOW, 1000, &HashSet::new()).await.unwrap();
     assert!((1..=9).contains(&unpublished.len()), "{}", unpublished.len());
+    let over = HashSet::from([job.id.clone()]);
+    assert_eq!(ledger.unpublished(&job.spec.project, NOW, 1000, &over).await.unwrap(), [], "passed over");
     ledger.delete_job(&job.id).await.unwrap();
 }

@@ -27,6 +27,7 @@ mod tests;
 mod writer;
 
 use std::{
+    collections::HashSet,
     fs::File,
     path::{Path, PathBuf},
     sync::Arc,
@@ -191,8 +192,14 @@ impl Ledger for SqliteLedger {
         tasks::page(&self.readers, job, &filter, after_seq, limit).await.map_err(failed)
     }
 
-    async fn unpublished(&self, project: &ProjectName, now: Millis, limit: u32) -> Result<Vec<Task>> {
-        tasks::unpublished(&self.readers, project, now, limit).await.map_err(failed)
+    async fn unpublished(
+        &self,
+        project: &ProjectName,
+        now: Millis,
+        limit: u32,
+        over: &HashSet<JobId>,
+    ) -> Result<Vec<Task>> {
+        tasks::unpublished(&self.readers, project, now, limit, over).await.map_err(failed)
     }
 
     async fn projects_with_unpublished(&self) -> Result<Vec<(ProjectName, Millis)>> {

@@ -1,6 +1,8 @@
 //! Reading tasks. What a read costs follows from what it returns and from how many jobs have work,
 //! never from how many tasks there are: see the partial indexes of the migration.
 
+use std::collections::HashSet;
+
 use codering_core::{JobId, ProjectName, TaskKey, task::LONGEST_PAUSE_MS, time::Millis};
 use futures::TryStreamExt;
 use sqlx::{Sqlite, SqliteConnection, SqlitePool, query::Query, sqlite::SqliteArguments};
@@ -97,9 +99,10 @@ pub(super) async fn unpublished(
     project: &ProjectName,
     now: Millis,
     limit: u32,
+    over: &HashSet<JobId>,
 ) -> sqlx::Result<Vec<Task>> {
     let mut reading = readers.begin().await?;
-    let heads = heads(&mut reading, project, now).await?;
+    let heads = heads(&mut reading, project, now, over).await?;
     let limit = limit as usize;
     let mut tasks: Vec<Task> = Vec::new();
     for head in heads {
@@ -135,6 +138,7 @@ async fn heads(
     reading: &mut SqliteConnection,
     project: &ProjectName,
     now: Millis,
+    over: &HashSet<JobId>,
 ) -> sqlx::Result<Vec<Head>> {
     let rows = sqlx::query(
         "WITH live AS MATERIALIZED (
@@ -145,7 +149,8 @@ async fn heads(
             (SELECT not_before FROM tasks WHERE job = live.job AND state = 0
                 ORDER BY not_before, ready_at, seq LIMIT 1) AS not_before,
             (SELECT ready_at FROM tasks WHERE job = live.job AND state = 0
-                ORDER BY not_before, ready_at, seq LIMIT 1) AS ready_at
+                ORDER BY not_before, ready_at, seq LIMIT 1) AS ready_at,
+            (SELECT id FROM jobs WHERE number = live.job) AS id
          FROM live ORDER BY 2, 3, 1",
     )
     .bind(project.as_str())
@@ -156,6 +161,10 @@ async fn heads(
         let mut columns = Columns::of(row);
         let job = columns.next()?;
         let first: (Millis, Millis) = (columns.next()?, columns.next()?);
+        let id: &str = columns.next()?;
+        if over.iter().any(|over| over.as_str() == id) {
+            continue;
+        }
         // No pause is that long: the clock was set back since, and so for all that the job has.
         let strange = first.0 > now + LONGEST_PAUSE_MS;
         if strange || first.0 <= now {

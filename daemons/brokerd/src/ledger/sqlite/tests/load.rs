@@ -1,4 +1,5 @@
 use std::{
+    collections::HashSet,
     io::Write,
     time::{Duration, Instant},
 };
@@ -64,7 +65,7 @@ async fn a_hundred_thousand_tasks_are_added_published_leased_and_done_in_good_ti
     let name = &job.spec.project;
     let since = Instant::now();
     for _ in 0..DONE / 1000 {
-        let page = ledger.unpublished(name, conformance::NOW, 1000).await.unwrap();
+        let page = ledger.unpublished(name, conformance::NOW, 1000, &HashSet::new()).await.unwrap();
         assert_eq!(page.len(), 1000);
         let changes = page.iter().map(|task| conformance::next(task, Event::Publish, Record::Nothing));
         swap_all(&ledger, changes.collect(), 256).await;
