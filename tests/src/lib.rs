@@ -15,6 +15,7 @@ mod network;
 mod process;
 mod proxy;
 mod rabbitmq;
+pub mod rest;
 pub mod secrets;
 mod services;
 pub mod storm;

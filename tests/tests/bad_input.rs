@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use codering_tests::{Backend, Fleet, Ran, Setup, binary, repository, run, wait_for};
+use codering_tests::{Backend, Fleet, Ran, Setup, repository, rest, run, wait_for};
 use serde_json::{Value, json};
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -26,26 +26,6 @@ fn steers(c: char) -> bool {
 fn assert_harmless(ran: &Ran, of: &str) {
     let all = format!("{}{}", ran.text(), ran.stderr);
     assert!(!all.contains(steers), "{of}: {all:?}");
-}
-
-/// A call over REST with the administrator's token: the status and the body.
-fn rest(fleet: &Fleet, method: &str, path: &str, body: Option<&[u8]>) -> (u16, String) {
-    let file = fleet.directory().join("body");
-    let mut curl = Command::new("curl");
-    curl.args(["--silent", "--show-error", "--path-as-is", "--max-time", "60", "--request", method])
-        .args(["--header", &format!("authorization: Bearer {}", fleet.token())])
-        .args(["--header", "content-type: application/json", "--header", "expect:"])
-        .args(["--write-out", "\n%{http_code}"])
-        .arg(format!("http://{}{path}", fleet.rest()));
-    if let Some(body) = body {
-        fs::write(&file, body).unwrap();
-        curl.arg("--data-binary").arg(format!("@{}", file.display()));
-    }
-    let ran = run(&mut curl, 2 * MINUTE);
-    assert_eq!(ran.code, Some(0), "{method} {path}: {}", ran.stderr);
-    let text = String::from_utf8_lossy(&ran.stdout).into_owned();
-    let (body, status) = text.rsplit_once('\n').unwrap();
-    (status.parse().unwrap(), body.to_owned())
 }
 
 fn nothing_is_recorded(fleet: &Fleet) {
@@ -134,7 +114,7 @@ fn a_million_and_one_tasks_are_refused_soon_however_they_come() {
         "{},".repeat(1_000_000)
     );
     let began = Instant::now();
-    let (status, answer) = rest(&fleet, "POST", "/api/v1/jobs", Some(body.as_bytes()));
+    let (status, answer) = rest::call(&fleet, "POST", "/api/v1/jobs", Some(body.as_bytes()));
     assert_eq!(status, 400, "{answer}");
     assert!(answer.contains("job.too_many_tasks") && answer.contains("split it"), "{answer}");
     assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
@@ -238,7 +218,7 @@ fn what_cannot_be_a_task_goes_to_the_dead_letters_with_its_reason_on_the_embedde
     let all = [&good[..1], &put.iter().map(|(message, _)| message.clone()).collect::<Vec<_>>(), &good[1..]]
         .concat();
     for message in &all {
-        let (status, answer) = rest(&fleet, "POST", "/rabbit/demo.todo/", Some(&envelope(message)));
+        let (status, answer) = rest::call(&fleet, "POST", "/rabbit/demo.todo/", Some(&envelope(message)));
         assert_eq!(status, 201, "{answer}");
     }
     unusable_messages_are_dead(&fleet, &put, MINUTE);
@@ -250,7 +230,7 @@ fn what_cannot_be_a_task_goes_to_the_dead_letters_with_its_reason_on_the_embedde
         (envelope(format!("\"{}\"", "x".repeat(100 << 20)).as_bytes()), 413, "invalid.too_large"),
         (envelope(format!("\"{}\"", "x".repeat(8 << 20)).as_bytes()), 413, "invalid.too_large"),
     ] {
-        let (answered, answer) = rest(&fleet, "POST", "/rabbit/demo.todo/", Some(&body));
+        let (answered, answer) = rest::call(&fleet, "POST", "/rabbit/demo.todo/", Some(&body));
         assert_eq!(answered, status, "{answer}");
         assert!(answer.contains(code), "{answer}");
     }
@@ -297,7 +277,7 @@ fn what_cannot_be_a_task_goes_to_the_dead_letters_with_its_reason_on_rabbitmq_an
     eprintln!("brokerd's peak: {} MB", peak(fleet.broker_id()) >> 20);
     // One such message at a time: as it came in, as it grew, and as it goes out.
     assert!(peak(fleet.broker_id()) < 900 << 20, "{} MB", peak(fleet.broker_id()) >> 20);
-    let (status, answer) = rest(&fleet, "GET", "/healthz", None);
+    let (status, answer) = rest::call(&fleet, "GET", "/healthz", None);
     assert_eq!(status, 200, "{answer}");
     fleet.stop();
 }

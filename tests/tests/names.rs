@@ -1,9 +1,9 @@
 //! Wherever a name is taken: slashes, `..`, NUL, 10,000 characters and marks that reorder a line are refused with the
 //! rule, name nothing, and reach no terminal.
 
-use std::{fs, process::Command, time::Duration};
+use std::time::Duration;
 
-use codering_tests::{Backend, Fleet, Ran, Setup, run};
+use codering_tests::{Backend, Fleet, Ran, Setup, rest};
 use serde_json::{Value, json};
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -36,26 +36,6 @@ fn refused(ran: &Ran, of: &str) {
     assert!(!all.contains(steers), "{of:?}: {all:?}");
 }
 
-/// A call over REST with the administrator's token: the status and the body.
-fn rest(fleet: &Fleet, method: &str, path: &str, body: Option<&[u8]>) -> (u16, String) {
-    let file = fleet.directory().join("body");
-    let mut curl = Command::new("curl");
-    curl.args(["--silent", "--show-error", "--path-as-is", "--max-time", "60", "--request", method])
-        .args(["--header", &format!("authorization: Bearer {}", fleet.token())])
-        .args(["--header", "content-type: application/json", "--header", "expect:"])
-        .args(["--write-out", "\n%{http_code}"])
-        .arg(format!("http://{}{path}", fleet.rest()));
-    if let Some(body) = body {
-        fs::write(&file, body).unwrap();
-        curl.arg("--data-binary").arg(format!("@{}", file.display()));
-    }
-    let ran = run(&mut curl, 2 * MINUTE);
-    assert_eq!(ran.code, Some(0), "{method} {path}: {}", ran.stderr);
-    let text = String::from_utf8_lossy(&ran.stdout).into_owned();
-    let (body, status) = text.rsplit_once('\n').unwrap();
-    (status.parse().unwrap(), body.to_owned())
-}
-
 /// Every byte of it as `%XX`.
 fn encoded(text: &str) -> String {
     text.bytes().map(|byte| format!("%{byte:02X}")).collect()
@@ -83,7 +63,7 @@ fn inventory(fleet: &Fleet) -> Value {
 fn a_name_that_could_harm_is_refused_over_rest_with_the_rule_and_names_nothing() {
     let fleet = Fleet::start(Setup::simulated(Backend::Embedded, 0, 1));
     // So that using the token counts the same before and after.
-    rest(&fleet, "GET", "/api/v1/projects", None);
+    rest::call(&fleet, "GET", "/api/v1/projects", None);
     let before = inventory(&fleet);
     for name in evil() {
         let bodies = [
@@ -103,7 +83,7 @@ fn a_name_that_could_harm_is_refused_over_rest_with_the_rule_and_names_nothing()
             ("/api/v1/projects/demo/dead/requeue", json!({"ids": "x", name.clone(): 1})),
         ];
         for (path, body) in bodies {
-            let (status, answer) = rest(&fleet, "POST", path, Some(body.to_string().as_bytes()));
+            let (status, answer) = rest::call(&fleet, "POST", path, Some(body.to_string().as_bytes()));
             assert!((400..500).contains(&status), "{path} {name:?}: {status} {answer}");
             let problem: Value =
                 serde_json::from_str(&answer).unwrap_or_else(|e| panic!("{path}: {e} in {answer}"));
@@ -120,7 +100,8 @@ fn a_name_that_could_harm_is_refused_over_rest_with_the_rule_and_names_nothing()
             ] {
                 let job =
                     job_with(|job| job.as_object_mut().unwrap().extend(change.as_object().unwrap().clone()));
-                let (status, answer) = rest(&fleet, "POST", "/api/v1/jobs", Some(job.to_string().as_bytes()));
+                let (status, answer) =
+                    rest::call(&fleet, "POST", "/api/v1/jobs", Some(job.to_string().as_bytes()));
                 assert_eq!(status, 400, "{change}: {answer}");
                 assert!(answer.len() < 2000 && !answer.contains(steers), "{answer:?}");
             }
@@ -140,7 +121,7 @@ fn a_name_that_could_harm_is_refused_over_rest_with_the_rule_and_names_nothing()
             ("GET", format!("/api/v1/jobs?project={name}")),
             ("GET", format!("/api/v1/jobs?page_token={name}")),
         ] {
-            let (status, answer) = rest(&fleet, method, &path, None);
+            let (status, answer) = rest::call(&fleet, method, &path, None);
             assert!((400..500).contains(&status), "{method} {path}: {status} {answer}");
             assert!(answer.len() < 2000 && !answer.contains(steers), "{method} {path}: {answer:?}");
         }
@@ -241,7 +222,7 @@ fn what_a_task_writes_reaches_its_user_as_it_is_and_nobodys_terminal_raw() {
 #[test]
 fn json_nested_a_hundred_thousand_deep_is_refused_by_every_route_that_takes_a_body() {
     let fleet = Fleet::start(Setup::simulated(Backend::Embedded, 0, 1));
-    let (_, document) = rest(&fleet, "GET", "/api/v1/openapi.json", None);
+    let (_, document) = rest::call(&fleet, "GET", "/api/v1/openapi.json", None);
     let document: Value = serde_json::from_str(&document).unwrap();
     let brackets = [b"[".repeat(100_000), b"]".repeat(100_000)].concat();
     let within = |key: &str| [format!("{{\"{key}\": ").as_bytes(), &brackets, b"}"].concat();
@@ -260,7 +241,7 @@ fn json_nested_a_hundred_thousand_deep_is_refused_by_every_route_that_takes_a_bo
                 within("env"),
                 within("nosuch"),
             ] {
-                let (status, answer) = rest(&fleet, &verb.to_uppercase(), &path, Some(&body));
+                let (status, answer) = rest::call(&fleet, &verb.to_uppercase(), &path, Some(&body));
                 assert!((400..500).contains(&status), "{verb} {path}: {status} {answer}");
                 assert!(answer.len() < 2000, "{answer}");
                 tried += 1;
@@ -268,6 +249,6 @@ fn json_nested_a_hundred_thousand_deep_is_refused_by_every_route_that_takes_a_bo
         }
     }
     assert!(tried >= 5 * 7, "only {tried} bodies were tried");
-    assert_eq!(rest(&fleet, "GET", "/readyz", None).0, 200);
+    assert_eq!(rest::call(&fleet, "GET", "/readyz", None).0, 200);
     fleet.stop();
 }

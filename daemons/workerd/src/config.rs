@@ -248,9 +248,8 @@ impl File {
         if !(1..=MAX_SLOTS).contains(&slots) {
             return Err(invalid("slots", format!("a worker has 1 to {MAX_SLOTS} slots")));
         }
-        if self.labels.len() > 100 {
-            return Err(invalid("labels", "a worker has at most 100 labels".into()));
-        }
+        codering_core::spec::validate_labels(self.labels.iter())
+            .map_err(|error| invalid("labels", format!("{}: {}", error.place, error.message)))?;
         let name = match self.name {
             Some(name) => WorkerName::new(name).map_err(|e| e.at("name"))?,
             None => own_name()?,

@@ -5,7 +5,7 @@
 //! It forgets all when it is dropped, so it is for tests alone.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -387,9 +387,16 @@ impl Ledger for PlainLedger {
         Ok(tasks_page(rows, limit))
     }
 
-    async fn unpublished(&self, project: &ProjectName, now: Millis, limit: u32) -> Result<Vec<Task>> {
+    async fn unpublished(
+        &self,
+        project: &ProjectName,
+        now: Millis,
+        limit: u32,
+        over: &HashSet<JobId>,
+    ) -> Result<Vec<Task>> {
         let due = |row: &TaskRow| {
             row.task.project == *project
+                && !over.contains(&row.task.key.job)
                 && row.due().is_some_and(|(at, _)| at <= now || at > now + LONGEST_PAUSE_MS)
         };
         Ok(tasks_page(self.unpublished_rows(due).await, limit))

@@ -311,13 +311,11 @@ impl Shared {
         let (shared, queue) = (self.clone(), queue.clone());
         let looking = tokio::spawn(async move {
             let (mut found, mut held) = (Vec::new(), Vec::new());
-            let mut waiting = shared.count(&queue).await? as usize;
-            while found.len() < most && waiting > 0 {
-                let messages = shared.clone().get(queue.clone(), waiting.min(most - found.len())).await?;
+            while found.len() < most {
+                let messages = shared.clone().get(queue.clone(), most - found.len()).await?;
                 if messages.is_empty() {
                     break;
                 }
-                waiting = waiting.saturating_sub(messages.len());
                 for message in messages {
                     found.push(letters::read(&message.delivery, &queue, &shared.prefix));
                     held.push(shared.held(&queue, message).1.without_body());
