@@ -107,6 +107,7 @@ impl Story {
                 "queued: no worker takes tasks; none is connected, or all are paused".into()
             }
             // What went wrong stands on the next line.
+            JobState::Queued if self.job.message.starts_with("waits for ") => "queued".into(),
             JobState::Queued if !self.job.message.is_empty() => "queued: will be tried again".into(),
             JobState::Queued => "queued: waits for a free slot".into(),
             JobState::Running => format!("running: {} of {} tasks done", done(&self.job), counts.total),
