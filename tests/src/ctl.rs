@@ -119,10 +119,15 @@ impl Ctl {
 
     /// Takes all that waits in a queue.
     pub fn take_all(&self, queue: &str) -> Vec<Value> {
-        match self.waiting(queue) {
-            0 => Vec::new(),
-            count => lines(self.ctl(&["queue", "subscribe", queue, "--count", &count.to_string()])),
+        let mut left = self.waiting(queue);
+        let mut taken = Vec::new();
+        // In pieces, so that each has its bound however many there are.
+        while left > 0 {
+            let count = left.min(1000);
+            taken.extend(lines(self.ctl(&["queue", "subscribe", queue, "--count", &count.to_string()])));
+            left -= count;
         }
+        taken
     }
 
     /// The last lines that the daemons wrote: the end of each `*.log` in the directory.
