@@ -24,7 +24,7 @@ async fn work(mut worker: Worker, doubled: Arc<AtomicU32>) {
     loop {
         let assignment = worker.assignment_while_beating().await;
         let number: usize = assignment.task_id.parse().unwrap_or(1);
-        let outcome = match number % 5 == 0 && assignment.attempt == 1 {
+        let outcome = match number.is_multiple_of(5) && assignment.attempt == 1 {
             true => Outcome::InfrastructureError,
             false => Outcome::Succeeded,
         };

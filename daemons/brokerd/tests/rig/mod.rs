@@ -41,6 +41,7 @@ impl Rig {
     }
 
     /// The same on another ledger.
+    #[allow(dead_code, reason = "not every test binary needs it")]
     pub async fn on(ledger: ledger::SharedLedger) -> Self {
         let dir = Arc::new(tempfile::tempdir().expect("a temporary directory"));
         let mut settings = Settings::new(dir.path().join("live"));
