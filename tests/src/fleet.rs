@@ -350,9 +350,9 @@ impl Fleet {
         self.workers[number].take().expect("the worker runs");
     }
 
-    /// Kills the last worker if it runs.
-    pub fn kill_last(&mut self) {
-        drop(self.workers.last_mut().and_then(Option::take));
+    /// Kills a worker if it runs.
+    pub fn end_worker(&mut self, number: usize) {
+        drop(self.workers[number].take());
     }
 
     /// The broker's process.

@@ -9,6 +9,9 @@ use codering_kit::fault::{self, Point};
 use codering_tests::{Backend, Kept, Setup, binary};
 use scenarios::{Scenario, Stage, scenario};
 
+/// Workers that join in the scenarios, one in each: a name is taken once its worker was seen.
+const NEWCOMERS: usize = 5;
+
 /// Points whose step needs Docker and git; the others are passed by workers that pretend.
 fn is_real(point: Point) -> bool {
     point.name().starts_with("workerd.")
@@ -16,7 +19,7 @@ fn is_real(point: Point) -> bool {
 }
 
 fn simulated(backend: Backend) -> Kept {
-    let mut setup = Setup::simulated(backend, 3, 2);
+    let mut setup = Setup::simulated(backend, 2 + NEWCOMERS, 2);
     setup.broker.push_str("broker.open_job_idle = '1s'\nlimits.max_tasks_per_job = 2000\n");
     Kept::start(setup, 2)
 }
@@ -62,7 +65,7 @@ fn invariant_1_brokerd_may_die_between_any_two_steps_on_rabbitmq() {
 
 #[test]
 fn invariant_2_workerd_may_die_between_any_two_steps() {
-    let mut setup = Setup::new(Backend::Embedded, 3);
+    let mut setup = Setup::new(Backend::Embedded, 2 + NEWCOMERS);
     setup.broker.push_str("broker.open_job_idle = '1s'\n");
     let kept = Kept::start(setup, 2);
     die_at_each(kept, true, Point::ALL.iter().copied().filter(|point| is_real(*point)));

@@ -110,13 +110,15 @@ pub struct Stage {
     kept: Kept,
     real: bool,
     number: u32,
+    /// The worker that joins next.
+    newcomer: usize,
     /// Jobs and how many tasks each has, to be looked at again at the end.
     jobs: Vec<(String, usize)>,
 }
 
 impl Stage {
     pub fn new(kept: Kept, real: bool) -> Self {
-        Self { kept, real, number: 0, jobs: Vec::new() }
+        Self { kept, real, number: 0, newcomer: 1, jobs: Vec::new() }
     }
 
     /// Somebody dies at the point, and all is well.
@@ -488,39 +490,39 @@ impl Stage {
         assert_eq!(tokens.as_array().unwrap().iter().filter(live).count(), 0, "{tokens}");
     }
 
-    /// The third worker joins, with another token where the first was used up.
+    /// A worker joins, with another token where the first was used up.
     fn enrol(&mut self, point: Point) {
-        self.forget_third();
+        self.newcomer += 1;
         self.arm(point);
-        self.third();
+        self.join();
         self.kept.wait_for_hit(point.name());
         self.kept.insist(&["job", "list"], &[]);
         if point != Point::CertificateWritten {
-            self.forget_third();
+            self.forget_newcomer();
         }
-        self.third();
-        self.wait_for_third(true);
+        self.join();
+        self.wait_for_newcomer(true);
         let job = self.submit(&["--array", "1-4"], "echo {}");
         self.whole(&job, 4, "succeeded");
-        self.kept.fleet().kill_last();
+        self.kept.fleet().end_worker(self.newcomer);
     }
 
-    fn third(&self) {
+    fn join(&self) {
         let mut fleet = self.kept.fleet();
-        fleet.kill_last();
-        fleet.start_worker(2);
+        fleet.end_worker(self.newcomer);
+        fleet.start_worker(self.newcomer);
     }
 
-    fn forget_third(&self) {
+    fn forget_newcomer(&self) {
         let mut fleet = self.kept.fleet();
-        fleet.kill_last();
-        let _ = std::fs::remove_dir_all(fleet.worker_dir(2));
-        let _ = std::fs::remove_file(fleet.directory().join("workerd-2.toml"));
+        fleet.end_worker(self.newcomer);
+        let _ = std::fs::remove_dir_all(fleet.worker_dir(self.newcomer));
+        let _ = std::fs::remove_file(fleet.directory().join(format!("workerd-{}.toml", self.newcomer)));
     }
 
-    fn wait_for_third(&self, connected: bool) {
-        let name = self.kept.fleet().worker_name(2);
-        wait_for("the third worker is connected or not", PATIENCE + WORK, || {
+    fn wait_for_newcomer(&self, connected: bool) {
+        let name = self.kept.fleet().worker_name(self.newcomer);
+        wait_for("the newcomer is connected or not", PATIENCE + WORK, || {
             let workers = self.kept.json(&["worker", "list"]);
             let found = workers.as_array().unwrap().iter().find(|worker| worker["name"] == *name);
             (found.is_some_and(|worker| worker["connected"] == connected)).then_some(())
@@ -528,16 +530,16 @@ impl Stage {
     }
 
     fn revoke(&mut self, point: Point) {
-        self.forget_third();
-        self.third();
-        self.wait_for_third(true);
-        let name = self.kept.fleet().worker_name(2);
+        self.newcomer += 1;
+        self.join();
+        self.wait_for_newcomer(true);
+        let name = self.kept.fleet().worker_name(self.newcomer);
         self.arm(point);
         self.kept.insist(&["worker", "revoke", &name, "--yes"], &[]);
         self.kept.wait_for_hit(point.name());
-        self.wait_for_third(false);
+        self.wait_for_newcomer(false);
         assert_eq!(self.kept.json(&["worker", "show", &name])["revoked"], true);
-        self.kept.fleet().kill_last();
+        self.kept.fleet().end_worker(self.newcomer);
     }
 
     fn retention(&mut self, point: Point) {
