@@ -7,7 +7,7 @@ use codering_core::{Code, Error, units};
 
 use crate::{
     context::Context,
-    output::{Format, Out, exit},
+    output::{Format, Out, calm, exit},
     verbs,
 };
 
@@ -129,7 +129,10 @@ pub fn main() -> ExitCode {
     let _ = rustls::crypto::ring::default_provider().install_default();
     // A shell that asks for candidates is answered here, and the process ends.
     clap_complete::CompleteEnv::with_factory(command).var(verbs::completions::VARIABLE).complete();
-    let cli = parsed(command().get_matches()).unwrap_or_else(|error| error.exit());
+    let cli = match command().try_get_matches().and_then(parsed) {
+        Ok(cli) => cli,
+        Err(error) => return misused(&error),
+    };
     let out = Out::new(cli.global.output, cli.global.quiet);
     let ctx = Context::new(out, cli.global);
     let Some(verb) = cli.verb else {
@@ -156,6 +159,17 @@ fn ended(ctx: &Context, end: Result<(), Error>) -> ExitCode {
             ExitCode::from(exit::of(error.code))
         }
     }
+}
+
+/// What clap says of a wrong command line. It repeats what was typed, or what a script took from elsewhere.
+fn misused(error: &clap::Error) -> ExitCode {
+    let told = error.render().to_string();
+    let calmed = calm::line(&told, false);
+    if calmed == told {
+        error.exit();
+    }
+    eprint!("{calmed}");
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
 }
 
 /// A broker named on the command line goes over one that the environment names, whichever way.

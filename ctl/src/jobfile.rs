@@ -56,8 +56,11 @@ impl Written {
 
     /// An error of the job's meaning, shown where the file says it.
     pub fn locate(&self, error: Error) -> Error {
-        if self.name.is_empty() || error.place.is_empty() {
+        if self.name.is_empty() {
             return error;
+        }
+        if error.place.is_empty() {
+            return error.at(&self.name);
         }
         match span_of(&self.text, &error.place) {
             Some(span) => {

@@ -64,7 +64,7 @@ fn a_config_that_is_wrong_is_refused_with_its_line_its_key_and_the_cure() {
         ("codering-brokerd", "data_dir = '/x'\n[queue]\nmax_message_bytes = -1\n", ":3", ""),
         ("codering-brokerd", "data_dir = '/x'\n[grpc]\nlisten = 'nowhere'\n", ":3", "socket address"),
         ("codering-brokerd", "data_dir = '/x'\n[grpc]\nlisten = [\n", "config.toml", ""),
-        ("codering-brokerd", deep.as_str(), ":2", "recursion limit"),
+        ("codering-brokerd", deep.as_str(), ":2", "recurse"),
         ("codering-workerd", "slots = 0\n", ":1", "1 to 4096 slots"),
         ("codering-workerd", "slots = -1\n", ":1", ""),
         ("codering-workerd", "[git]\nmax_byte = '1G'\n", ":2", "did you mean `max_bytes`?"),

@@ -160,8 +160,21 @@ pub fn parsed<T: DeserializeOwned>(bytes: &[u8], explain: fn(&str) -> Error) -> 
 }
 
 pub(super) fn not_of_the_shape(said: &str) -> Error {
-    Error::new(Code::InvalidJson, said.to_owned())
+    Error::new(Code::InvalidJson, told(said))
 }
+
+/// What serde says repeats the value that it stumbled over, however long that is and whatever is in it.
+fn told(said: &str) -> String {
+    let harmless = |c: char| if c.is_control() || codering_core::ids::reorders(c) { '\u{fffd}' } else { c };
+    let mut told: String = said.chars().take(LONGEST_TOLD).map(harmless).collect();
+    if said.chars().nth(LONGEST_TOLD).is_some() {
+        told.push('…');
+    }
+    told
+}
+
+/// Characters of an error that a caller's own value may take.
+const LONGEST_TOLD: usize = 400;
 
 /// A queue in the path: a name that no queue can have is one that is not there.
 pub fn queue(text: &str) -> Result<QueueName, Error> {

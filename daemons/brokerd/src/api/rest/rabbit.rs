@@ -6,7 +6,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
-use codering_core::{QueueName, message::MAX_MESSAGE_BYTES};
+use codering_core::{Code, Error, QueueName, message::MAX_MESSAGE_BYTES};
 use codering_proto::convert::id;
 use serde::Deserialize;
 use serde_json::{json, value::RawValue};
@@ -49,6 +49,10 @@ pub(super) async fn put(
 ) -> Result<Response, Problem> {
     let queue = input::queue(&queue)?;
     let body = Bytes::from(Box::<str>::from(asked.message).into_string());
+    if body.len() > MAX_MESSAGE_BYTES {
+        let what = format!("a message has at most {MAX_MESSAGE_BYTES} bytes, this one {}", body.len());
+        return Err(Error::new(Code::TooLarge, what).into());
+    }
     call.queue(&queue)?.put(&queue, body, 0).await?;
     Ok((StatusCode::CREATED, Answer(json!({"queue": queue}))).into_response())
 }
