@@ -152,7 +152,7 @@ pub fn parsed<T: DeserializeOwned>(bytes: &[u8], explain: fn(&str) -> Error) -> 
         let explained = explain(&error.inner().to_string());
         match path.as_str() {
             "." => explained,
-            _ => explained.at(path),
+            _ => explained.at(told(&path)),
         }
     })?;
     reader.end().map_err(|error| not_of_the_shape(&error.to_string()))?;
