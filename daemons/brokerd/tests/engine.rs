@@ -352,6 +352,7 @@ async fn below_the_reserve_a_submit_is_refused_one_that_was_taken_is_answered_ag
     assert_eq!(again.existing().map(|job| &job.id), Some(&first.id));
     let mut worker = rig.worker("w1", 4).await;
     assert!(worker.gets_nothing().await);
+    drop((again, worker));
 
     let rig = rig.restart_with(|settings| settings.reserve = Reserve::new("/", 0)).await;
     let mut worker = rig.worker("w1", 4).await;
