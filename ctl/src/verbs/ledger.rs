@@ -45,7 +45,7 @@ pub enum Verb {
         after_help = "It holds every job and result, and the tokens' hashes: keep it as private as the broker's \
         disk. What it does not hold is the rest of the broker's data_dir: keep ca/ and admin.token too.\n\nExamples:\n  \
         coderingctl ledger backup codering.backup\n  \
-        coderingctl ledger backup /backup/codering-$(date +%F).backup --quiet"
+        coderingctl ledger backup /backup/codering.1 --output json | jq -r .sha256"
     )]
     Backup {
         /// The file to make; nothing of this name may be there.
