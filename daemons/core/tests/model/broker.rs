@@ -39,6 +39,8 @@ pub struct Broker {
     pub leases: BTreeMap<LeaseToken, Held>,
     pub streams: BTreeMap<usize, Stream>,
     pub ops: Vec<Op>,
+    /// Operations that wait, for however long.
+    stalled: Vec<Op>,
     pub tally: Tally,
     short: Option<u64>,
 }
@@ -233,6 +235,22 @@ impl Broker {
         let over = world.broker.leases.iter().filter(|(_, held)| held.deadline <= world.time);
         let over: Vec<_> = over.map(|(token, _)| Op::Expire(token.clone())).collect();
         world.broker.ops.extend(over);
+    }
+
+    pub fn all(&self) -> impl Iterator<Item = &Op> {
+        self.ops.iter().chain(&self.stalled)
+    }
+
+    /// The `n`th from the last waits from now on.
+    pub fn stall(&mut self, n: usize) {
+        if let Some(at) = self.ops.len().checked_sub(1 + n) {
+            let op = self.ops.remove(at);
+            self.stalled.push(op);
+        }
+    }
+
+    pub fn go_on(&mut self) {
+        self.ops.append(&mut self.stalled);
     }
 
     /// The `n`th operation takes its next step.

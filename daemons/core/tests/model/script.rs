@@ -1,6 +1,6 @@
 //! Random scripts, the same for the same seed.
 
-use codering_core::Outcome;
+use codering_core::{Outcome, task::LONGEST_PAUSE_MS};
 
 use super::world::{Step, TASKS, WORKERS};
 
@@ -38,6 +38,8 @@ const CHOICES: &[Choice] = &[
     (3, |_| Step::Expire),
     (2, |_| Step::Reconcile),
     (40, |r| Step::Broker(r.below(64))),
+    (6, |r| Step::Stall(r.below(3))),
+    (2, |_| Step::GoOn),
     (12, |_| Step::Drain),
     (4, |r| Step::Attach(r.below(WORKERS))),
     (1, |r| Step::Cut(r.below(WORKERS))),
@@ -57,6 +59,8 @@ const CHOICES: &[Choice] = &[
     (1, |_| Step::Turn),
     (8, |r| Step::Wait(u8::try_from(1 + r.below(60)).unwrap())),
     (1, |r| Step::Jump([3_600_000, -3_600_000][r.below(2)])),
+    // Every pause is over.
+    (4, |_| Step::Jump(LONGEST_PAUSE_MS)),
 ];
 
 fn key(r: &mut Random) -> u8 {

@@ -37,7 +37,10 @@ pub enum Step {
     Reconcile,
     /// An operation of the broker takes one step.
     Broker(usize),
-    /// All of them take all their steps.
+    /// One of the newest waits, for a thread or for a write, while others go on; then all that wait go on.
+    Stall(usize),
+    GoOn,
+    /// All of them take all their steps, but those that wait.
     Drain,
     Attach(usize),
     Cut(usize),
@@ -107,7 +110,7 @@ impl World {
         match step {
             Step::Submit(key) => {
                 let there = self.ledger.rows.contains_key(key)
-                    || self.broker.ops.iter().any(|op| matches!(op, Op::Insert(k) if k == key));
+                    || self.broker.all().any(|op| matches!(op, Op::Insert(k) if k == key));
                 if !there {
                     self.broker.ops.push(Op::Insert(*key));
                 }
@@ -120,6 +123,8 @@ impl World {
             Step::Expire => Broker::expire(self),
             Step::Reconcile => Broker::reconcile(self),
             Step::Broker(n) => Broker::advance(self, *n),
+            Step::Stall(n) => self.broker.stall(*n),
+            Step::GoOn => self.broker.go_on(),
             Step::Drain => self.drain(),
             Step::Talk(w) => self.talk(*w),
             Step::Attach(w) => self.attach(*w),
@@ -241,7 +246,7 @@ impl World {
                 "invariant 2: the done queue tells of a result of task {key} that was never recorded"
             );
         }
-        if self.broker.ops.is_empty() {
+        if self.broker.all().next().is_none() {
             let (counted, derived) = (self.broker.tally.counts(), self.ledger.counts());
             assert_eq!(counted, derived, "invariant 9: what is counted is what the ledger has");
         }
@@ -265,6 +270,7 @@ impl World {
         let ends = [Outcome::Succeeded, Outcome::Failed, Outcome::InfrastructureError];
         let ends = ends[usize::try_from(self.tokens).unwrap() % ends.len()];
         self.paused = false;
+        self.apply(&Step::GoOn);
         for w in 0..WORKERS {
             self.apply(&Step::StartWorker(w));
             self.apply(&Step::Attach(w));
