@@ -82,7 +82,7 @@ impl Outbox {
     fn take_due(&self, now: Millis) -> (Vec<ProjectName>, Duration) {
         let mut due = self.lock();
         // What is further ahead than any pause was noted under a clock that has been set back since.
-        let is_due = |at: Millis| at <= now || at > now + LONGEST_PAUSE_MS;
+        let is_due = |at: Millis| at <= now || at > now.saturating_add(LONGEST_PAUSE_MS);
         let ready: Vec<_> = due.iter().filter(|(_, at)| is_due(**at)).map(|(name, _)| name.clone()).collect();
         due.retain(|_, at| !is_due(*at));
         let next = due

@@ -2,7 +2,12 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use bollard::{Docker, auth::DockerCredentials, errors::Error, query_parameters::BuildImageOptionsBuilder};
+use bollard::{
+    Docker,
+    auth::DockerCredentials,
+    errors::Error,
+    query_parameters::{BuildImageOptionsBuilder, TagImageOptionsBuilder},
+};
 use codering_core::Source;
 use futures::StreamExt;
 use tokio_util::io::ReaderStream;
@@ -11,7 +16,7 @@ use super::{BuildLog, Disk, MAX_BUILDS, Problem, room};
 use crate::{
     checkout::{CheckoutError, Look, Mirrors},
     config::{Build, Proxy},
-    sandbox::refusal,
+    sandbox::{docker::call, refusal},
 };
 
 /// How a step's processor time is counted, in microseconds.
@@ -67,6 +72,7 @@ async fn run(job: &Job<'_>, log: &mut BuildLog) -> Result<(), Problem> {
     let tar =
         export.output().map(|output| bollard::body_try_stream(ReaderStream::with_capacity(output, 64 << 10)));
     let docker = limited(job.docker, job.config.memory_bytes);
+    let mut made = None;
     let built = {
         let mut said = docker.build_image(options(job), job.credentials.clone(), tar);
         let mut look = tokio::time::interval(DISK_EVERY);
@@ -84,6 +90,7 @@ async fn run(job: &Job<'_>, log: &mut BuildLog) -> Result<(), Problem> {
             match next {
                 None => break Ok(()),
                 Some(Ok(info)) => {
+                    made = info.aux.and_then(|aux| aux.id).or(made);
                     if let Some(text) = info.stream {
                         log.push(&text);
                     } else if let Some(status) = info.status.filter(|_| info.progress_detail.is_none()) {
@@ -104,7 +111,18 @@ async fn run(job: &Job<'_>, log: &mut BuildLog) -> Result<(), Problem> {
         Ok(Err(error)) if built.is_ok() => return Err(error.into()),
         _ => {}
     }
-    built.map_err(|error| sorted(job, log, &error))
+    built.map_err(|error| sorted(job, log, &error))?;
+    name(job, made).await
+}
+
+/// Only now: Docker may take a tar that was cut short for a whole one, and what has the name is used by every task.
+async fn name(job: &Job<'_>, made: Option<String>) -> Result<(), Problem> {
+    let unnamed = |why: String| Problem::Unavailable(format!("the image could not be named: {why}"));
+    let made = made.ok_or_else(|| unnamed("Docker did not say which it built".into()))?;
+    let (repository, tag) = job.name.rsplit_once(':').unwrap_or((job.name, "latest"));
+    let options = TagImageOptionsBuilder::default().repo(repository).tag(tag).build();
+    let named = call(job.docker.tag_image(&made, Some(options))).await;
+    named.map_err(|error| unnamed(refusal::unavailable("tag an image", &error).0))
 }
 
 /// Docker stops a build whose connection goes away.
@@ -123,7 +141,6 @@ fn options(job: &Job<'_>) -> bollard::query_parameters::BuildImageOptions {
     let quota = (job.config.cpus * f64::from(CPU_PERIOD)).min(f64::from(i32::MAX)) as i32;
     BuildImageOptionsBuilder::default()
         .dockerfile(&job.source.dockerfile)
-        .t(job.name)
         .rm(true)
         .forcerm(true)
         .cpuperiod(CPU_PERIOD)

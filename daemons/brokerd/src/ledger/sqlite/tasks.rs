@@ -166,7 +166,7 @@ async fn heads(
             continue;
         }
         // No pause is that long: the clock was set back since, and so for all that the job has.
-        let strange = first.0 > now + LONGEST_PAUSE_MS;
+        let strange = first.0 > now.saturating_add(LONGEST_PAUSE_MS);
         if strange || first.0 <= now {
             heads.push(Head { first, job, until: if strange { Millis::MAX } else { now } });
         }
