@@ -166,7 +166,9 @@ async fn a_host_that_redirects_is_the_users_matter_and_nobody_goes_where_it_poin
             matches!(&refused, CheckoutError::Refused(e) if e.code == Code::GitUrlRefused),
             "{to}: {refused:?}"
         );
-        assert!(refused.to_string().contains("redirect"), "{to}: {refused}");
+        // libgit2 falls over a location that is no address at all.
+        let told = ["redirect", "ended the process"].iter().any(|told| refused.to_string().contains(told));
+        assert!(told, "{to}: {refused}");
     }
     assert!(secret.accept().is_err(), "somebody went where the host pointed");
 }

@@ -176,6 +176,8 @@ pub(super) fn sorted(error: &git2::Error) -> Failure {
             Problem::Unreachable
         }
         (ErrorCode::NotFound, _) => Problem::NoRepository,
+        // Of the other side: a mirror of ours that is none is made.
+        _ if lower.contains("could not find repository") => Problem::NoRepository,
         (_, ErrorClass::Os) if lower.contains("no such file or directory") => Problem::NoRepository,
         _ => Problem::Broken,
     };

@@ -1,6 +1,6 @@
 //! Starting the git process, with an environment of its own and nothing of ours.
 
-use std::{path::Path, process::Stdio};
+use std::{os::unix::process::ExitStatusExt, path::Path, process::Stdio};
 
 use codering_core::{Code, Error};
 use tokio::{
@@ -13,6 +13,8 @@ use crate::config::{Git, Proxy};
 
 /// The hidden argument that makes this executable the git process.
 pub(super) const ARGUMENT: &str = "git-process";
+/// By which a process ends through a fault of its own: SIGILL, SIGABRT, SIGBUS, SIGFPE, SIGSEGV.
+const FAULTS: [i32; 5] = [4, 6, 7, 8, 11];
 /// No answer is longer.
 const MAX_ANSWER_BYTES: u64 = 64 << 10;
 
@@ -75,7 +77,13 @@ pub(super) async fn ask(command: Command, request: &Request) -> Result<Answer, E
         read.map_err(|e| internal("git's process", e))?;
     }
     let status = child.wait().await.map_err(|e| internal("git's process", e))?;
-    serde_json::from_slice(&answer).map_err(|_| internal("git's process ended without an answer", status))
+    serde_json::from_slice(&answer).or_else(|_| match status.signal() {
+        // libgit2 itself fell over what the host said, and will again: that is why it has a process of its own.
+        Some(signal) if FAULTS.contains(&signal) => {
+            Ok(Answer::Failed { problem: Problem::Fatal, message: status.to_string() })
+        }
+        _ => Err(internal("git's process ended without an answer", status)),
+    })
 }
 
 /// How an export ended: `None` when all is well.

@@ -56,6 +56,8 @@ pub(crate) enum Problem {
     Redirected,
     /// The host has an address that no git host has.
     Nearby,
+    /// What the host said ended the git process.
+    Fatal,
     /// There is too much of it.
     TooLarge,
     /// It cannot be a build context.
@@ -96,6 +98,10 @@ impl Problem {
                 error(Code::GitUrlRefused, "the git host redirects to another host")
                     .hint("if that is right, name the address that it redirects to"),
             ),
+            Self::Fatal => CheckoutError::Refused(error(
+                Code::GitUrlRefused,
+                "what the git host answers cannot be read, and ended the process that read it",
+            )),
             Self::Nearby => CheckoutError::Refused(error(
                 Code::GitUrlRefused,
                 "this is a link-local or metadata address, and no git host",
