@@ -142,6 +142,7 @@ impl Broker {
                 fault::reached(Point::MessageAcked);
                 acked
             }
+            // fault: the message is as it was taken.
             Ok(Fate::Held) => delivery.settle.requeue().await,
             Ok(Fate::Rejected(reason)) => {
                 tracing::warn!(project = %project, reason, "a message goes to the dead letters");

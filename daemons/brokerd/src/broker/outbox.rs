@@ -239,6 +239,7 @@ impl Broker {
                 serde_json::to_vec(&DoneMessage::from(&result)).map_err(super::internal)?.into();
             // A project that was deleted meanwhile needs no message.
             if self.projects.get(&result.project).is_some() {
+                // fault: below, once one of both is put.
                 match self.put_making(&done, Message::new(body)).await {
                     Err(QueueError::TooLarge { .. }) => {
                         let cut = serde_json::to_vec(&DoneMessage::from(&cut(&result)));
