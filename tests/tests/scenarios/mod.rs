@@ -166,14 +166,14 @@ impl Stage {
         self.kept.arm(point.name(), 1);
     }
 
-    /// A repository of this scenario's own, so that it is fetched and its image built.
+    /// A repository of this scenario's own, unlike those of former runs too, so that it is fetched and its image built.
     fn git(&self) -> String {
         if !self.real {
             return "file:///nowhere".into();
         }
         let at = self.kept.fleet().directory().join(format!("git/{}.git", self.number));
-        let number = self.number;
-        fixture::git_repository(&at, &[("Dockerfile", &format!("FROM codering/base\nENV NUMBER={number}\n"))])
+        let own = at.display();
+        fixture::git_repository(&at, &[("Dockerfile", &format!("FROM codering/base\nENV OF={own}\n"))])
     }
 
     /// Submits a job; a broker that dies in the middle is asked again with the same key, and there is one job.
