@@ -104,7 +104,7 @@ pub async fn serve(
             accepted = accept(&listener) => accepted,
             () = shutdown.begun() => break,
         };
-        let Some(seat) = room.enter() else {
+        let Some(seat) = room.enter().await else {
             refuse(&stream, acceptor.is_some());
             tracing::warn!(%address, connections = bounds.connections, "refused: as many connections wait for an answer as there may be");
             continue;

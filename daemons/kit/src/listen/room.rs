@@ -5,7 +5,7 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use axum::{
@@ -13,10 +13,13 @@ use axum::{
     http::Response,
 };
 use http_body_util::BodyExt as _;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-/// Connections that were sent away and have not gone yet, at most: beyond them nobody is sent away.
+/// Connections that were sent away and have not gone yet, at most: beyond them a newcomer waits until one has.
 const LEAVING: usize = 64;
+/// For so long; they go at once, unless the whole process stands still.
+const GOING: Duration = Duration::from_secs(5);
 
 /// All places of one listener. A handle.
 #[derive(Debug, Clone)]
@@ -26,6 +29,8 @@ pub(super) struct Room(Arc<Places>);
 struct Places {
     most: usize,
     taken: Mutex<Taken>,
+    /// Told when one that was sent away has gone.
+    left: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -48,7 +53,7 @@ struct State {
 
 impl Room {
     pub(super) fn of(most: usize) -> Self {
-        Self(Arc::new(Places { most: most.max(1), taken: Mutex::default() }))
+        Self(Arc::new(Places { most: most.max(1), taken: Mutex::default(), left: Notify::new() }))
     }
 
     fn lock(&self) -> MutexGuard<'_, Taken> {
@@ -56,12 +61,23 @@ impl Room {
     }
 
     /// A place, if need be that of whoever has been idle for longest; `None` when all are busy.
-    pub(super) fn enter(&self) -> Option<Seat> {
+    pub(super) async fn enter(&self) -> Option<Seat> {
+        let gone = async {
+            loop {
+                let left = self.0.left.notified();
+                if self.lock().leaving < LEAVING {
+                    return;
+                }
+                left.await;
+            }
+        };
+        tokio::time::timeout(GOING, gone).await.ok()?;
+        self.enter_now()
+    }
+
+    fn enter_now(&self) -> Option<Seat> {
         let mut taken = self.lock();
         if taken.seats.len() - taken.leaving >= self.0.most {
-            if taken.leaving >= LEAVING {
-                return None;
-            }
             let idle = taken.seats.values().filter(|seat| seat.open == 0 && !seat.leave.is_cancelled());
             // Those that never asked first.
             let idlest = idle.min_by_key(|seat| (seat.asked, seat.since))?.leave.clone();
@@ -119,6 +135,7 @@ impl Drop for Seat {
         let mut taken = self.room.lock();
         if taken.seats.remove(&self.number).is_some_and(|seat| seat.leave.is_cancelled()) {
             taken.leaving = taken.leaving.saturating_sub(1);
+            self.room.0.left.notify_one();
         }
     }
 }
@@ -155,19 +172,19 @@ mod tests {
     #[test]
     fn whoever_is_idle_for_longest_goes_first_and_whoever_waits_for_an_answer_never() {
         let room = Room::of(3);
-        let busy = Arc::new(room.enter().expect("room"));
+        let busy = Arc::new(room.enter_now().expect("room"));
         let asked = busy.ask();
-        let (served, silent) = (Arc::new(room.enter().expect("room")), room.enter().expect("room"));
+        let (served, silent) = (Arc::new(room.enter_now().expect("room")), room.enter_now().expect("room"));
         drop(served.ask());
-        let newcomer = room.enter().expect("the silent one's place");
+        let newcomer = room.enter_now().expect("the silent one's place");
         assert!(silent.leave.is_cancelled(), "it never asked, and goes before one that did");
         assert!(!served.leave.is_cancelled() && !newcomer.leave.is_cancelled());
         drop(silent);
         let newcomer = Arc::new(newcomer);
         let (_a, _b) = (newcomer.ask(), served.ask());
-        assert!(room.enter().is_none(), "all are busy");
+        assert!(room.enter_now().is_none(), "all are busy");
         drop(asked);
-        let last = room.enter().expect("the first one's place");
+        let last = room.enter_now().expect("the first one's place");
         assert!(busy.leave.is_cancelled());
         drop((busy, last));
         assert_eq!((room.len(), room.lock().leaving), (2, 0));
