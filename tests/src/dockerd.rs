@@ -99,8 +99,10 @@ impl Dockerd {
         assert!(self.dockerd.is_none(), "dockerd runs already");
         // Left by one that was killed.
         let _ = fs::remove_file(at.join("pid"));
-        let mut dockerd = Command::new("dockerd");
+        // In a network namespace of its own: without a bridge, dockerd removes the machine's docker0.
+        let mut dockerd = Command::new("unshare");
         dockerd
+            .args(["--net", "--", "dockerd"])
             .arg(format!("--config-file={}", at.join("daemon.json").display()))
             .arg(format!("--data-root={}", at.join("data").display()))
             .arg(format!("--exec-root={}", at.join("exec").display()))
