@@ -10,8 +10,8 @@ const TASKS_PER_JOB: u64 = 50_000;
 
 fn main() -> ExitCode {
     let tasks = std::env::args().nth(1).map_or(1_000_000, |text| text.parse().expect("a number of tasks"));
-    let kills = std::env::var("CODERING_SOAK_KILLS").is_ok_and(|text| text == "0");
-    let every = if kills { 0..0 } else { 500..4000 };
+    let spared = std::env::var("CODERING_SOAK_KILLS").is_ok_and(|text| text == "0");
+    let every = if spared { 0..0 } else { 500..4000 };
     let mut good = true;
     for (name, backend) in [("embedded", Backend::Embedded), ("rabbitmq", Backend::RabbitMq)] {
         let toll =

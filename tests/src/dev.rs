@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::{
     Ctl, Vhost, binary,
-    process::{children, command_line, naming},
+    process::{assert_nothing_names, children, command_line},
     services::{containers_of, require_base_image},
     wait_for,
 };
@@ -124,14 +124,9 @@ impl Dev {
             "coderingctl dev ended with {status}\n{}",
             self.log()
         );
-        let processes = naming(self.directory());
-        assert!(processes.is_empty(), "processes left: {processes:#?}");
         let containers = self.containers();
         assert!(containers.is_empty(), "containers left: {containers:?}");
-        let mounts = fs::read_to_string("/proc/mounts").unwrap();
-        let name = self.directory().to_str().unwrap();
-        let left: Vec<_> = mounts.lines().filter(|line| line.contains(name)).collect();
-        assert!(left.is_empty(), "mounts left: {left:#?}");
+        assert_nothing_names(self.directory());
     }
 
     /// The containers that its workers started and that are there still.

@@ -18,7 +18,7 @@ use toml::Table;
 
 use crate::{
     Backend, Ctl, Vhost, binary,
-    process::naming,
+    process::assert_nothing_names,
     run,
     services::{containers_of, require_base_image},
     wait_for,
@@ -426,12 +426,7 @@ impl Fleet {
         }
         let containers = self.containers();
         assert!(containers.is_empty(), "containers left: {containers:?}\n{}", self.log());
-        let processes = naming(self.directory());
-        assert!(processes.is_empty(), "processes left: {processes:#?}");
-        let mounts = fs::read_to_string("/proc/mounts").unwrap();
-        let name = self.directory().to_str().unwrap();
-        let left: Vec<_> = mounts.lines().filter(|line| line.contains(name)).collect();
-        assert!(left.is_empty(), "mounts left: {left:#?}");
+        assert_nothing_names(self.directory());
     }
 }
 

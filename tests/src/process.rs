@@ -79,6 +79,13 @@ pub fn run(command: &mut Command, bound: Duration) -> Ran {
     Ran { code: status.code(), stdout, stderr }
 }
 
+/// Runs a program that must succeed.
+pub(crate) fn succeeded(command: &mut Command, bound: Duration) -> Ran {
+    let ran = run(command, bound);
+    assert_eq!(ran.code, Some(0), "{command:?}: {}{}", String::from_utf8_lossy(&ran.stdout), ran.stderr);
+    ran
+}
+
 /// The ids of the processes that `parent` started and that run still.
 pub fn children(parent: u32) -> Vec<u32> {
     let tasks = fs::read_dir(format!("/proc/{parent}/task")).into_iter().flatten().flatten();
@@ -107,4 +114,14 @@ pub(crate) fn naming(directory: &Path) -> Vec<String> {
         .filter(|(_, line)| line.contains(name))
         .map(|(id, line)| format!("{id} {line}"))
         .collect()
+}
+
+/// No process runs in this directory of a test's, and nothing is mounted there.
+pub(crate) fn assert_nothing_names(directory: &Path) {
+    let processes = naming(directory);
+    assert!(processes.is_empty(), "processes left: {processes:#?}");
+    let mounts = fs::read_to_string("/proc/mounts").unwrap();
+    let name = directory.to_str().expect("temporary directories have plain names");
+    let left: Vec<_> = mounts.lines().filter(|line| line.contains(name)).collect();
+    assert!(left.is_empty(), "mounts left: {left:#?}");
 }

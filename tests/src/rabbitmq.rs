@@ -13,7 +13,7 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use crate::{Ran, free_port, run, wait_for};
+use crate::{Ran, free_port, process::succeeded, wait_for};
 
 /// Debian's own start script changes user and directory; what it calls does not.
 const PROGRAMS: &str = "/usr/lib/rabbitmq/bin";
@@ -168,15 +168,7 @@ impl Node {
 
     /// Runs rabbitmqctl on it, which must succeed.
     pub fn ctl(&self, args: &[&str]) -> Ran {
-        let ran = run(self.command("rabbitmqctl").args(args), BOUND);
-        assert_eq!(
-            ran.code,
-            Some(0),
-            "rabbitmqctl {args:?}: {}{}",
-            String::from_utf8_lossy(&ran.stdout),
-            ran.stderr
-        );
-        ran
+        succeeded(self.command("rabbitmqctl").args(args), BOUND)
     }
 
     /// Where clients and the broker connect.

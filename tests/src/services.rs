@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use crate::{Ran, repository, run};
+use crate::{Ran, process::succeeded, repository, run};
 
 const BOUND: Duration = Duration::from_secs(60);
 
@@ -111,13 +111,5 @@ pub(crate) fn as_root(program: &str, args: &[&str]) -> Command {
 }
 
 fn rabbitmqctl(args: &[&str]) -> Ran {
-    let ran = run(&mut command(args), BOUND);
-    assert_eq!(
-        ran.code,
-        Some(0),
-        "rabbitmqctl {args:?}: {}{}",
-        String::from_utf8_lossy(&ran.stdout),
-        ran.stderr
-    );
-    ran
+    succeeded(&mut command(args), BOUND)
 }

@@ -11,12 +11,7 @@ use crate::{Ctl, wait_for};
 
 /// Submits a job of `tasks` tasks for simulated workers, in the project `demo`; each prints its number after `pause`.
 pub fn submit_numbers(ctl: &Ctl, tasks: usize, pause: &str) -> String {
-    submit_with(ctl, tasks, pause, &[])
-}
-
-/// The same with more options.
-pub fn submit_with(ctl: &Ctl, tasks: usize, pause: &str, more: &[&str]) -> String {
-    submit_line(ctl, "https://localhost/none.git", tasks, &format!("sleep {pause}; echo {{}}"), more)
+    submit_line(ctl, "https://localhost/none.git", tasks, &format!("sleep {pause}; echo {{}}"), &[])
 }
 
 /// Submits `tasks` tasks of one shell line in an image of this repository.
