@@ -19,7 +19,7 @@ use script::{Random, random};
 use world::{Step, World};
 
 /// Some seconds' worth.
-const SCRIPTS: u64 = 5000;
+const SCRIPTS: u64 = 20_000;
 
 /// Runs a script. The error is what a check said.
 fn run(script: &[Step]) -> Result<(), String> {
