@@ -157,6 +157,11 @@ async fn a_restart_of_the_broker_loses_nothing_and_a_worker_that_comes_back_keep
     let job = rig.submit(spec(), tasks(3)).await;
     let held = worker.assignment().await;
     drop(worker);
+    let started = until("the job's start is recorded", async || {
+        let recorded = rig.ledger.job(&job.id).await.unwrap().unwrap().started_at;
+        (recorded != 0).then_some(recorded)
+    })
+    .await;
     let rig = rig.restart().await;
     let mut worker = rig.worker_holding("w1", 1, vec![held.token.clone(), "00".repeat(16)], &[]).await;
     assert_eq!(worker.fenced, ["00".repeat(16)], "a token that nobody knows is fenced");
@@ -166,7 +171,8 @@ async fn a_restart_of_the_broker_loses_nothing_and_a_worker_that_comes_back_keep
         assert_eq!(assignment.attempt, 1);
         worker.report(&assignment, Outcome::Succeeded, "").await;
     }
-    assert_eq!(rig.reaches(&job, JobState::Succeeded).await.counts.retried, 0);
+    let ended = rig.reaches(&job, JobState::Succeeded).await;
+    assert_eq!((ended.counts.retried, ended.started_at), (0, started));
 }
 
 #[tokio::test]

@@ -276,11 +276,26 @@ impl Broker {
             job = %assigned.job, task = %task, attempt = assigned.attempt, worker = %worker, "leased"
         );
         self.leases.insert(token.clone(), held);
-        if job.with(|j| j.started_at == 0) {
+        let starts = job.with(|j| j.started_at == 0);
+        if starts {
             job.update(|j| j.started_at = now());
         }
         if !self.fleet.assign(worker, session, assigned.into()) {
             self.expire(&token, "the worker went away before it had the task").await;
+        }
+        if starts {
+            self.record_start(job).await;
+        }
+    }
+
+    /// Else a broker that starts again would take the next task's start for the job's.
+    async fn record_start(&self, job: &super::live::LiveJob) {
+        let _writing = job.writing.lock().await;
+        match self.ledger.update_job(job.job()).await {
+            Ok(_) => fault::reached(Point::JobStarted),
+            Err(error) => {
+                tracing::warn!(job = %job.job().id, %error, "the job's start could not be recorded")
+            }
         }
     }
 

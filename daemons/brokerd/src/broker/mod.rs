@@ -24,6 +24,7 @@ mod room;
 mod scheduler;
 mod settings;
 mod submit;
+mod subscribe;
 mod tasks;
 mod waiting;
 mod workers;

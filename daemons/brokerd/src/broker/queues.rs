@@ -3,7 +3,6 @@
 use bytes::Bytes;
 use codering_core::{Code, Error, ProjectName, QueueName, quota::Quota};
 use codering_kit::fault::{self, Point};
-use futures::{Stream, stream};
 
 use super::Broker;
 use crate::queue::{DeadLetter, Depth, Message, QueueError};
@@ -77,27 +76,6 @@ impl Broker {
         Ok(Some(body))
     }
 
-    /// Takes messages as they come, for as long as the stream is read.
-    pub fn subscribe(&self, queue: QueueName) -> impl Stream<Item = Result<Bytes, Error>> + Send + use<> {
-        let state = (self.clone(), queue, self.queues.bell(), self.outbox.watch_results());
-        stream::unfold(state, async |(broker, queue, mut bell, mut results)| {
-            loop {
-                match broker.get(&queue).await {
-                    Ok(Some(body)) => return Some((Ok(body), (broker, queue, bell, results))),
-                    Ok(None) => {}
-                    Err(error) => return Some((Err(error), (broker, queue, bell, results))),
-                }
-                // Foreign messages on queues that nobody listens to ring no bell, hence the second's bound.
-                tokio::select! {
-                    _ = bell.changed() => {}
-                    _ = results.changed() => {}
-                    () = tokio::time::sleep(std::time::Duration::from_secs(1)) => {}
-                    () = broker.stop.cancelled() => return None,
-                }
-            }
-        })
-    }
-
     /// Removes what waits in a queue. What waits on `P.todo` stays in the ledger and is published again.
     pub async fn purge(&self, queue: &QueueName) -> Result<u64, Error> {
         let purged = self.queues.purge(queue).await.map_err(|e| with_cure(e, queue))?;
@@ -139,7 +117,7 @@ impl Broker {
     }
 }
 
-fn with_cure(error: QueueError, queue: &QueueName) -> Error {
+pub(super) fn with_cure(error: QueueError, queue: &QueueName) -> Error {
     let missing = matches!(error, QueueError::NotFound(_));
     let error = Error::from(error);
     if missing { error.hint(format!("coderingctl queue create {queue}")) } else { error }

@@ -8,7 +8,7 @@ use codering_proto::{
     convert::id,
     v1::{self, queues_server::Queues},
 };
-use futures::{Stream, StreamExt, TryStreamExt, future, stream};
+use futures::{Stream, TryStreamExt, future, stream};
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
@@ -87,7 +87,7 @@ impl Queues for Service {
                 0 => usize::MAX,
                 n => usize::try_from(n).unwrap_or(usize::MAX),
             };
-            Ok(call.queue(&queue)?.subscribe(queue).map_ok(message).take(count))
+            Ok(call.queue(&queue)?.subscribe(queue, count).map_ok(message))
         })
         .await
     }
