@@ -12,6 +12,7 @@ pub fn of(code: Code) -> u8 {
     match code {
         Code::BrokerUnreachable | Code::BrokerStopping => 5,
         Code::ConfigInvalid => 2,
+        Code::AuthTooMany => 4,
         _ => match code.grpc() {
             Grpc::InvalidArgument => 2,
             Grpc::NotFound => 3,
@@ -33,6 +34,7 @@ mod tests {
             (Code::JobNotFound, 3),
             (Code::AuthDenied, 4),
             (Code::AuthMissing, 4),
+            (Code::AuthTooMany, 4),
             (Code::BrokerUnreachable, 5),
             (Code::TimedOut, 6),
             (Code::QuotaExceeded, 1),
