@@ -4,10 +4,10 @@
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 target := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help build demo test soak bench fuzz fmt lint clean
+.PHONY: help build demo test soak bench bench-quick fuzz fmt lint clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z -]*\):.*## /  make \1\t/p' Makefile | expand -t 26
 
 build: ## release binaries of the daemons and of coderingctl, in target/release/
 	@scripts/setup build
@@ -32,11 +32,12 @@ soak: ## 10^6 simulated tasks under random kills of the release binaries, on bot
 	cargo build --locked -p codering-tests --example soak
 	CODERING_TEST_BINARIES=$(abspath $(target))/release $(target)/debug/examples/soak $(TASKS)
 
-bench: ## measures the release binaries and prints one table
+bench bench-quick: ## the release binaries beside their peers, in one table; bench-quick takes seconds
 	@scripts/setup test
 	@scripts/with-docker packaging/runtimes/base
 	cargo build --release --locked --workspace --bins
-	@scripts/with-docker scripts/bench $(target)/release
+	@CODERING_TEST_BINARIES=$(abspath $(target))/release scripts/with-docker $(target)/release/codering-bench \
+	    --json $(target)/$@.json $(if $(filter bench-quick,$@),--quick) $(if $(ONLY),--only $(ONLY))
 
 fuzz: ## every parser of outside bytes with random ones, a minute each
 	@scripts/setup fuzz

@@ -1,6 +1,8 @@
 //! One file for each group of rows.
 
+mod ctl;
 mod flow;
+mod idle;
 
 use crate::{Bench, table::Row};
 
@@ -17,4 +19,4 @@ pub struct Section {
 }
 
 /// In the order of the table.
-pub const ALL: &[Section] = &[flow::SECTION];
+pub const ALL: &[Section] = &[flow::SECTION, idle::SECTION, ctl::SECTION];
