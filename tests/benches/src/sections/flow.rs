@@ -89,7 +89,8 @@ pub fn simulated(backend: Backend, workers: usize, slots: u32) -> Fleet {
 /// Submits a job of tasks that simulated workers end at once.
 pub fn submit(fleet: &Fleet, tasks: u64) -> String {
     let array = format!("1-{tasks}");
-    let args = ["submit", "--project", "demo", "--git", "https://localhost/none.git", "--array", &array];
-    let job: Value = fleet.json(&[&args[..], &["--", "true"]].concat());
+    let args = ["--output", "json", "submit", "--project", "demo", "--git", "https://localhost/none.git"];
+    let said = fleet.ctl(&[&args[..], &["--array", &array, "--", "true"]].concat());
+    let job: Value = serde_json::from_slice(&said).expect("JSON");
     job["job_id"].as_str().expect("an id").to_owned()
 }
