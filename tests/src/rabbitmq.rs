@@ -28,6 +28,7 @@ pub struct Node {
     amqp: SocketAddr,
     between_nodes: SocketAddr,
     names: SocketAddr,
+    management: Option<SocketAddr>,
     epmd: Child,
     server: Mutex<Option<Child>>,
     turn: Mutex<()>,
@@ -50,7 +51,7 @@ impl Node {
         static NODE: Mutex<Weak<Node>> = Mutex::new(Weak::new());
         let mut node = NODE.lock().unwrap_or_else(PoisonError::into_inner);
         node.upgrade().unwrap_or_else(|| {
-            let new = Arc::new(Self::start_new());
+            let new = Arc::new(Self::start_new(false));
             *node = Arc::downgrade(&new);
             new
         })
@@ -65,22 +66,33 @@ impl Node {
         turn
     }
 
-    fn start_new() -> Self {
+    /// A node with the management plugin, for whoever asks alone.
+    pub fn with_management() -> Self {
+        let node = Self::start_new(true);
+        wait_for("the management API listens", START, || {
+            TcpStream::connect_timeout(&node.management(), Duration::from_secs(1)).ok()
+        });
+        node
+    }
+
+    fn start_new(with_management: bool) -> Self {
         let programs = Path::new(PROGRAMS);
         assert!(programs.exists(), "RabbitMQ is not installed: scripts/setup test");
         let directory = tempfile::Builder::new().prefix("codering-rabbitmq-").tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
         let local = || free_port(Ipv4Addr::LOCALHOST.into());
         let (amqp, between_nodes, names) = (local(), local(), local());
-        fs::write(
-            at("rabbitmq.conf"),
-            format!(
-                "listeners.tcp.default = {amqp}\nraft.wal_max_size_bytes = 64000000\n\
-                 disk_free_limit.absolute = 50MB\n"
-            ),
-        )
-        .unwrap();
-        fs::write(at("plugins"), "[].\n").unwrap();
+        let management = with_management.then(local);
+        let mut config = format!(
+            "listeners.tcp.default = {amqp}\nraft.wal_max_size_bytes = 64000000\n\
+             disk_free_limit.absolute = 50MB\n"
+        );
+        if let Some(at) = management {
+            config += &format!("management.tcp.ip = {}\nmanagement.tcp.port = {}\n", at.ip(), at.port());
+        }
+        fs::write(at("rabbitmq.conf"), config).unwrap();
+        let plugins = if with_management { "[rabbitmq_management].\n" } else { "[].\n" };
+        fs::write(at("plugins"), plugins).unwrap();
         fs::write(at("env.conf"), "").unwrap();
         fs::write(at(".erlang.cookie"), format!("COOKIE{}", std::process::id())).unwrap();
         fs::set_permissions(at(".erlang.cookie"), fs::Permissions::from_mode(0o400)).unwrap();
@@ -94,7 +106,7 @@ impl Node {
             .expect("epmd, which comes with RabbitMQ's Erlang");
         let name = format!("codering-{}@localhost", amqp.port());
         let (server, turn) = (Mutex::new(None), Mutex::new(()));
-        let node = Self { directory, name, amqp, between_nodes, names, epmd, server, turn };
+        let node = Self { directory, name, amqp, between_nodes, names, management, epmd, server, turn };
         node.start();
         node
     }
@@ -169,6 +181,11 @@ impl Node {
     /// Runs rabbitmqctl on it, which must succeed.
     pub fn ctl(&self, args: &[&str]) -> Ran {
         succeeded(self.command("rabbitmqctl").args(args), BOUND)
+    }
+
+    /// Where its management API is served, on a node that has it.
+    pub fn management(&self) -> SocketAddr {
+        self.management.expect("a node with the management plugin")
     }
 
     /// Where clients and the broker connect.

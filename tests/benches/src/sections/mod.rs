@@ -3,6 +3,8 @@
 mod ctl;
 mod flow;
 mod idle;
+mod publish;
+mod rest;
 
 use crate::{Bench, table::Row};
 
@@ -19,4 +21,4 @@ pub struct Section {
 }
 
 /// In the order of the table.
-pub const ALL: &[Section] = &[flow::SECTION, idle::SECTION, ctl::SECTION];
+pub const ALL: &[Section] = &[publish::SECTION, rest::SECTION, flow::SECTION, idle::SECTION, ctl::SECTION];
