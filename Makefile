@@ -32,12 +32,18 @@ soak: ## 10^6 simulated tasks under random kills of the release binaries, on bot
 	cargo build --locked -p codering-tests --example soak
 	CODERING_TEST_BINARIES=$(abspath $(target))/release $(target)/debug/examples/soak $(TASKS)
 
+# Whoever measures all of it writes the README's figures and the plots: they are of one run.
+whole = $(if $(ONLY),,$(filter bench,$@))
+
 bench bench-quick: ## the release binaries beside their peers, in one table; bench-quick takes seconds
 	@scripts/setup test
 	@scripts/with-docker packaging/runtimes/base
 	cargo build --release --locked --workspace --bins
 	@CODERING_TEST_BINARIES=$(abspath $(target))/release scripts/with-docker $(target)/release/codering-bench \
-	    --json $(target)/$@.json $(if $(filter bench-quick,$@),--quick) $(if $(ONLY),--only $(ONLY))
+	    --json $(target)/$@.json $(if $(filter bench-quick,$@),--quick) $(if $(ONLY),--only $(ONLY)) \
+	    $(if $(whole),--write README.md)
+	$(if $(whole),scripts/plot $(target)/$@.json docs)
+	$(if $(whole),cargo bench --locked -p codering-bench)
 
 fuzz: ## every parser of outside bytes with random ones, a minute each
 	@scripts/setup fuzz

@@ -29,6 +29,9 @@ pub struct Bench {
     /// Also writes all figures here, as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
+    /// Also puts the table between the marks `<!-- bench -->` and `<!-- /bench -->` of this file.
+    #[arg(long)]
+    write: Option<PathBuf>,
     /// Names the sections and does nothing.
     #[arg(long)]
     list: bool,
@@ -67,6 +70,12 @@ fn main() -> ExitCode {
     if let Some(file) = &bench.json {
         let figures = serde_json::to_string_pretty(&table.json(bench.quick)).expect("numbers and texts");
         fs::write(file, figures + "\n").unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    }
+    if let Some(file) = bench.write.as_ref().filter(|_| broken.is_empty()) {
+        let document = fs::read_to_string(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+        let document = table::with_figures(&document, &table.dated())
+            .unwrap_or_else(|| panic!("{} has no marks for the figures", file.display()));
+        fs::write(file, document).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
     }
     if broken.is_empty() {
         return ExitCode::SUCCESS;

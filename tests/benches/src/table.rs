@@ -1,6 +1,9 @@
 //! What was measured, and how it is shown.
 
-use std::fmt;
+use std::{
+    fmt,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -62,8 +65,41 @@ impl Table {
     pub fn json(&self, quick: bool) -> Value {
         let sections: serde_json::Map<_, _> =
             self.0.iter().map(|(name, rows)| ((*name).to_owned(), json!(rows))).collect();
-        json!({ "machine": crate::measure::machine(), "quick": quick, "sections": sections })
+        let (date, machine) = (today(), crate::measure::machine());
+        json!({ "date": date, "machine": machine, "quick": quick, "sections": sections })
     }
+
+    /// The table with the day and the machine above it, as a document shows it.
+    pub fn dated(&self) -> String {
+        let machine = crate::measure::machine();
+        let text = |key: &str| machine[key].as_str().unwrap_or("unknown").to_owned();
+        format!(
+            "{}: {} × {}, {:.0} GB of memory, {}, Linux {}.\n\n{self}",
+            today(),
+            machine["processors"],
+            text("model"),
+            machine["memory_bytes"].as_f64().unwrap_or(0.0) / 1e9,
+            text("file_system"),
+            text("kernel"),
+        )
+    }
+}
+
+/// `2026-11-21`, in UTC.
+fn today() -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_millis());
+    let written = codering_core::time::rfc3339(i64::try_from(now).unwrap_or(i64::MAX));
+    written.split('T').next().unwrap_or_default().to_owned()
+}
+
+const BEGIN: &str = "<!-- bench -->\n";
+const END: &str = "<!-- /bench -->";
+
+/// The document with what stands between its two marks replaced; `None` where they are not there.
+pub fn with_figures(document: &str, figures: &str) -> Option<String> {
+    let (before, rest) = document.split_once(BEGIN)?;
+    let (_, after) = rest.split_once(END)?;
+    Some(format!("{before}{BEGIN}{figures}{END}{after}"))
 }
 
 impl fmt::Display for Table {
@@ -78,5 +114,19 @@ impl fmt::Display for Table {
             writeln!(f, "| {} | {} | {} | {} | {met} |", row.what, row.ours, row.peer, row.asked)?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_replace_those_between_the_marks_and_nothing_else() {
+        let document = "a\n<!-- bench -->\nold\nolder\n<!-- /bench -->\nb\n";
+        let new = "a\n<!-- bench -->\nnew\n<!-- /bench -->\nb\n";
+        assert_eq!(with_figures(document, "new\n").as_deref(), Some(new));
+        assert_eq!(with_figures(new, "new\n").as_deref(), Some(new));
+        assert_eq!(with_figures("no marks", "new\n"), None);
     }
 }

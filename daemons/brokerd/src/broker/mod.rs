@@ -21,7 +21,7 @@ mod reconcile;
 mod refill;
 mod reports;
 mod room;
-mod scheduler;
+pub mod scheduler;
 mod settings;
 mod submit;
 mod subscribe;
