@@ -191,9 +191,9 @@ fn invariant_6_results_that_the_spool_cannot_hold_wait_in_memory_and_nothing_new
     // With room, they go to the disk although nobody asks for them.
     disk.empty();
     wait_for("they are on the disk", BOUND, || {
-        let spooled = fs::read_dir(disk.path().join("spool")).unwrap().flatten();
-        (spooled.filter(|entry| entry.path().extension().is_some_and(|e| e == "result")).count() == 2)
-            .then_some(())
+        let slots = fs::read_dir(disk.path().join("spool")).unwrap().flatten();
+        let whole = slots.filter(|slot| fs::read(slot.path()).is_ok_and(|held| held.starts_with(b"cspool1")));
+        (whole.count() == 2).then_some(())
     });
     fleet.start_broker();
     complete(&fleet, &job, 6);

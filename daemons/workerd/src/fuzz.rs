@@ -6,14 +6,13 @@ use std::{
     path::{Component, PathBuf},
 };
 
-use codering_core::LeaseToken;
 use git2::{ObjectType, Oid, Repository};
 
 use crate::{
     checkout::{export, ignore::Ignore},
     config::File,
     image::{credentials, log::BuildLog},
-    spool::Spool,
+    spool::{Spool, slot},
 };
 
 fn place(name: &str) -> PathBuf {
@@ -106,22 +105,21 @@ pub fn build_log(data: &[u8]) {
     assert!(!text.contains(|c: char| c.is_control() && c != '\n' && c != '\t'), "{text:?}");
 }
 
-/// A file that a former process left in the spool.
+/// A slot that a former process left in the spool: any bytes, and any result with the right digest.
 pub fn spooled_report(data: &[u8]) {
-    let (dir, token) = (place("spool"), LeaseToken::from_bytes([1; 16]));
+    let dir = place("spool");
     std::fs::create_dir_all(&dir).unwrap();
-    std::fs::write(dir.join(format!("{token}.result")), data).unwrap();
+    std::fs::write(dir.join("0.slot"), data).unwrap();
+    std::fs::write(dir.join("1.slot"), slot(data)).unwrap();
     let spool = Spool::open(&dir, false).unwrap();
-    assert_eq!(spool.tokens(), std::slice::from_ref(&token));
-    match spool.get(&token) {
-        Some(report) => {
-            assert_eq!(spool.get(&token), Some(report.clone()));
-            spool.put(&token, report.clone());
-            assert_eq!(spool.get(&token), Some(report));
-            spool.remove(&token);
-        }
-        None => assert!(!spool.contains(&token), "what cannot be read does not wait for ever"),
+    for token in spool.tokens() {
+        let report = spool.get(&token).expect("what was whole at the start is whole");
+        spool.put(&token, report.clone());
+        assert_eq!(spool.get(&token), Some(report));
+        spool.remove(&token);
+        assert!(!spool.contains(&token));
     }
+    assert!(Spool::open(&dir, false).unwrap().tokens().is_empty());
     std::fs::remove_dir_all(&dir).unwrap();
 }
 

@@ -1,9 +1,14 @@
 //! Results on their way: on this worker's own disk before they are reported, and until they are recorded or fenced.
+//!
+//! Each result lies in a file of its own, `N.slot`, which is written over by a later one: a file made and removed for each
+//! task costs several times the disk's and the kernel's work. What says that a slot holds a whole result is its head,
+//! which has the result's length and digest; a slot that is written over holds either the new one or none.
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
-    io::{self, Write},
+    fs::{self, File, OpenOptions},
+    io,
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
 };
@@ -12,23 +17,38 @@ use codering_core::{Code, Error, LeaseToken};
 use codering_kit::fault::{self, Point};
 use codering_proto::v1;
 use prost::Message;
+use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
-/// The ending of a spooled result's file.
-const ENDING: &str = "result";
+/// The ending of a slot's file.
+const ENDING: &str = "slot";
+/// How a slot with a result begins; the length of the result, little endian, and its SHA-256 follow.
+const MAGIC: [u8; 8] = *b"cspool1\n";
+const HEAD: usize = MAGIC.len() + 8 + 32;
+/// A free slot gives back what is over this.
+const KEPT_BYTES: u64 = 64 << 10;
 
 /// The spool's directory.
 #[derive(Debug)]
 pub struct Spool {
     dir: PathBuf,
     durable: bool,
-    waiting: Mutex<BTreeMap<LeaseToken, Waiting>>,
+    state: Mutex<State>,
     changed: watch::Sender<u64>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    waiting: BTreeMap<LeaseToken, Waiting>,
+    /// Slots that hold nothing, and the number of the next new one.
+    free: Vec<u64>,
+    next: u64,
 }
 
 #[derive(Debug, Clone)]
 enum Waiting {
-    OnDisk,
+    /// In this slot.
+    OnDisk(u64),
     /// The disk did not take it, so it waits here: better than nothing.
     InMemory(Box<v1::AttemptReport>),
 }
@@ -43,70 +63,67 @@ impl Spool {
             Error::new(Code::Internal, format!("the spool: {e}")).at(dir.display().to_string())
         };
         fs::create_dir_all(dir).map_err(fail)?;
-        let mut waiting = BTreeMap::new();
+        let mut state = State::default();
         for entry in fs::read_dir(dir).map_err(fail)? {
             let path = entry.map_err(fail)?.path();
-            match token_of(&path) {
-                Some(token) => {
-                    waiting.insert(token, Waiting::OnDisk);
-                }
-                // Half written when a former process ended: its attempt was not over.
-                None if path.extension().is_some_and(|e| e == "new") => {
-                    fs::remove_file(&path).map_err(fail)?
-                }
-                None => {}
-            }
+            let Some(number) = number_of(&path) else { continue };
+            state.next = state.next.max(number + 1);
+            let token = read(&path).ok().and_then(|report| LeaseToken::new(&report.token).ok());
+            // Free, or half written when a former process ended: its attempt was not over.
+            let Some(token) = token.filter(|token| !state.waiting.contains_key(token)) else {
+                fs::remove_file(&path).map_err(fail)?;
+                continue;
+            };
+            state.waiting.insert(token, Waiting::OnDisk(number));
         }
-        Ok(Self {
-            dir: dir.to_owned(),
-            durable,
-            waiting: Mutex::new(waiting),
-            changed: watch::Sender::new(0),
-        })
+        Ok(Self { dir: dir.to_owned(), durable, state: Mutex::new(state), changed: watch::Sender::new(0) })
     }
 
-    fn waiting(&self) -> MutexGuard<'_, BTreeMap<LeaseToken, Waiting>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn file(&self, token: &LeaseToken) -> PathBuf {
-        self.dir.join(format!("{token}.{ENDING}"))
+    fn tell(&self) {
+        self.changed.send_modify(|n| *n = n.wrapping_add(1));
     }
 
-    fn half(&self, token: &LeaseToken) -> PathBuf {
-        self.dir.join(format!("{token}.new"))
+    fn slot(&self, number: u64) -> PathBuf {
+        self.dir.join(format!("{number}.{ENDING}"))
     }
 
     /// How many wait in memory, because the disk did not take them.
     pub fn in_memory(&self) -> usize {
-        self.waiting().values().filter(|waiting| matches!(waiting, Waiting::InMemory(_))).count()
+        self.state().waiting.values().filter(|waiting| matches!(waiting, Waiting::InMemory(_))).count()
     }
 
     /// Tries the disk once more for those. It blocks on the disk.
     pub fn write_again(&self) {
         for token in self.tokens() {
-            let waiting = self.waiting().get(&token).cloned();
+            let waiting = self.state().waiting.get(&token).cloned();
             let Some(Waiting::InMemory(report)) = waiting else { continue };
-            if let Err(e) = self.write(&token, &report) {
-                let _ = fs::remove_file(self.half(&token));
-                return tracing::debug!("the disk takes no result yet: {e}");
+            let number = match self.write(&report) {
+                Ok(number) => number,
+                Err(e) => return tracing::debug!("the disk takes no result yet: {e}"),
+            };
+            let reported = match self.state().waiting.get_mut(&token) {
+                Some(waiting) => {
+                    *waiting = Waiting::OnDisk(number);
+                    false
+                }
+                None => true,
+            };
+            if reported {
+                self.clear(number);
             }
-            match self.waiting().get_mut(&token) {
-                Some(waiting) => *waiting = Waiting::OnDisk,
-                // It was reported from memory meanwhile.
-                None => drop(fs::remove_file(self.file(&token))),
-            }
-            self.changed.send_modify(|n| *n = n.wrapping_add(1));
+            self.tell();
         }
     }
 
     /// Keeps a result. It blocks on the disk.
     pub fn put(&self, token: &LeaseToken, report: v1::AttemptReport) {
-        let waiting = match self.write(token, &report) {
-            Ok(()) => Waiting::OnDisk,
+        let waiting = match self.write(&report) {
+            Ok(number) => Waiting::OnDisk(number),
             Err(e) => {
-                // What was written of it takes room from what could be written.
-                let _ = fs::remove_file(self.half(token));
                 tracing::error!(
                     token = &token.as_str()[..8],
                     "a result could not be spooled and waits in memory: {e}"
@@ -114,40 +131,90 @@ impl Spool {
                 Waiting::InMemory(Box::new(report))
             }
         };
-        self.waiting().insert(token.clone(), waiting);
-        self.changed.send_modify(|n| *n = n.wrapping_add(1));
+        let before = self.state().waiting.insert(token.clone(), waiting);
+        if let Some(Waiting::OnDisk(number)) = before {
+            self.clear(number);
+        }
+        self.tell();
     }
 
-    fn write(&self, token: &LeaseToken, report: &v1::AttemptReport) -> io::Result<()> {
-        let new = self.half(token);
-        let mut file = File::create(&new)?;
-        file.write_all(&report.encode_to_vec())?;
-        if self.durable {
-            file.sync_all()?;
+    /// Writes into a free slot, and says which.
+    fn write(&self, report: &v1::AttemptReport) -> io::Result<u64> {
+        let (number, is_new) = {
+            let mut state = self.state();
+            match state.free.pop() {
+                Some(number) => (number, false),
+                None => {
+                    state.next += 1;
+                    (state.next - 1, true)
+                }
+            }
+        };
+        let written = self.fill(number, is_new, report);
+        if written.is_err() {
+            // What was written of it takes room from what could be written.
+            let _ = fs::remove_file(self.slot(number));
         }
+        written.map(|()| number)
+    }
+
+    fn fill(&self, number: u64, is_new: bool, report: &v1::AttemptReport) -> io::Result<()> {
+        let bytes = slot(&report.encode_to_vec());
+        let file = OpenOptions::new().write(true).create(is_new).truncate(false).open(self.slot(number))?;
+        fault::reached(Point::SlotTaken);
+        file.write_all_at(&bytes, 0)?;
         fault::reached(Point::ResultWritten);
-        fs::rename(&new, self.file(token))?;
-        fault::reached(Point::ResultSpooled);
         if self.durable {
-            File::open(&self.dir)?.sync_all()?;
+            file.sync_data()?;
+            if is_new {
+                File::open(&self.dir)?.sync_all()?;
+            }
         }
+        fault::reached(Point::ResultSpooled);
         Ok(())
+    }
+
+    /// Makes a slot free again. It is not synced: what comes back after a crash of the machine is reported again, and fenced.
+    fn clear(&self, number: u64) {
+        let path = self.slot(number);
+        let cleared = OpenOptions::new().write(true).open(&path).and_then(|file| {
+            if file.metadata()?.len() > KEPT_BYTES {
+                return file.set_len(0);
+            }
+            file.write_all_at(&[0; MAGIC.len()], 0)
+        });
+        match cleared {
+            Ok(()) => self.state().free.push(number),
+            Err(e) => {
+                let gone = fs::remove_file(&path).or_else(|e| match e.kind() {
+                    io::ErrorKind::NotFound => Ok(()),
+                    _ => Err(e),
+                });
+                if gone.is_err() {
+                    tracing::warn!("a reported result stays in the spool: {e}");
+                }
+            }
+        }
     }
 
     /// Reads one; `None` when it is not there, or not whole any more.
     pub fn get(&self, token: &LeaseToken) -> Option<v1::AttemptReport> {
-        let waiting = self.waiting().get(token).cloned()?;
-        if let Waiting::InMemory(report) = waiting {
-            return Some(*report);
-        }
-        let file = self.file(token);
-        let read = fs::read(&file).map_err(|e| e.to_string());
-        match read.and_then(|bytes| v1::AttemptReport::decode(bytes.as_slice()).map_err(|e| e.to_string())) {
-            Ok(report) => Some(report),
-            Err(e) => {
-                tracing::error!(file = %file.display(), "a spooled result cannot be read and is put aside: {e}");
-                let _ = fs::rename(&file, file.with_extension("bad"));
-                self.waiting().remove(token);
+        let number = match self.state().waiting.get(token)? {
+            Waiting::InMemory(report) => return Some((**report).clone()),
+            Waiting::OnDisk(number) => *number,
+        };
+        let path = self.slot(number);
+        match read(&path) {
+            Ok(report) if report.token == token.as_str() => Some(report),
+            read => {
+                // It may have been reported, and its slot written over, since the look at where it is.
+                if !matches!(self.state().waiting.get(token), Some(Waiting::OnDisk(now)) if *now == number) {
+                    return None;
+                }
+                let why = read.map_or_else(|e| e.to_string(), |_| "it is another's".to_owned());
+                tracing::error!(file = %path.display(), "a spooled result cannot be read and is put aside: {why}");
+                let _ = fs::rename(&path, path.with_file_name(format!("{token}.bad")));
+                self.state().waiting.remove(token);
                 None
             }
         }
@@ -155,27 +222,24 @@ impl Spool {
 
     /// It was recorded or fenced.
     pub fn remove(&self, token: &LeaseToken) {
-        if self.waiting().remove(token).is_none() {
-            return;
-        }
-        match fs::remove_file(self.file(token)) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                tracing::warn!("a reported result stays in the spool: {e}");
-            }
-            _ => {}
+        let removed = self.state().waiting.remove(token);
+        match removed {
+            None => return,
+            Some(Waiting::OnDisk(number)) => self.clear(number),
+            Some(Waiting::InMemory(_)) => {}
         }
         fault::reached(Point::SpoolRemoved);
-        self.changed.send_modify(|n| *n = n.wrapping_add(1));
+        self.tell();
     }
 
     /// The tokens of all that wait.
     pub fn tokens(&self) -> Vec<LeaseToken> {
-        self.waiting().keys().cloned().collect()
+        self.state().waiting.keys().cloned().collect()
     }
 
     /// Whether one waits.
     pub fn contains(&self, token: &LeaseToken) -> bool {
-        self.waiting().contains_key(token)
+        self.state().waiting.contains_key(token)
     }
 
     /// Tells of comings and goings.
@@ -186,16 +250,45 @@ impl Spool {
     /// Resolves when nothing waits.
     pub async fn empty(&self) {
         let mut changed = self.changed();
-        while !self.waiting().is_empty() {
+        while !self.state().waiting.is_empty() {
             // The sender lives in self.
             let _ = changed.changed().await;
         }
     }
 }
 
-fn token_of(path: &Path) -> Option<LeaseToken> {
+fn number_of(path: &Path) -> Option<u64> {
     let ending = path.extension()?;
-    (ending == ENDING).then(|| LeaseToken::new(path.file_stem()?.to_str()?).ok())?
+    (ending == ENDING).then(|| path.file_stem()?.to_str()?.parse().ok())?
+}
+
+/// What a slot with this result holds.
+pub(crate) fn slot(body: &[u8]) -> Vec<u8> {
+    let length = (body.len() as u64).to_le_bytes();
+    [&MAGIC[..], &length, &Sha256::digest(body), body].concat()
+}
+
+/// The result in a slot, if it is whole.
+fn read(path: &Path) -> io::Result<v1::AttemptReport> {
+    let bad = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
+    let file = File::open(path)?;
+    let mut head = [0; HEAD];
+    file.read_exact_at(&mut head, 0)?;
+    let (magic, rest) = head.split_at(MAGIC.len());
+    let (length, digest) = rest.split_at(8);
+    if magic != MAGIC {
+        return Err(bad("it holds no result"));
+    }
+    let length = u64::from_le_bytes(length.try_into().map_err(|_| bad("it has no length"))?);
+    if length > file.metadata()?.len().saturating_sub(HEAD as u64) {
+        return Err(bad("it is cut short"));
+    }
+    let mut body = vec![0; usize::try_from(length).map_err(|_| bad("it is too long"))?];
+    file.read_exact_at(&mut body, HEAD as u64)?;
+    if *Sha256::digest(&body) != *digest {
+        return Err(bad("its digest is another one"));
+    }
+    v1::AttemptReport::decode(body.as_slice()).map_err(|e| bad(&e.to_string()))
 }
 
 #[cfg(test)]
@@ -217,9 +310,12 @@ mod tests {
         let spool = Spool::open(dir.path(), true).expect("open");
         spool.put(&token(1), report(1));
         spool.put(&token(2), report(2));
-        fs::write(dir.path().join(format!("{}.new", token(3))), b"half").expect("write");
+        spool.put(&token(3), report(3));
+        let half = OpenOptions::new().write(true).open(dir.path().join("2.slot")).expect("the third");
+        half.write_all_at(b"half", HEAD as u64 + 20).expect("write");
         let spool = Spool::open(dir.path(), true).expect("open again");
         assert_eq!(spool.tokens(), [token(1), token(2)]);
+        assert!(!dir.path().join("2.slot").exists());
         assert_eq!(spool.get(&token(2)), Some(report(2)));
         spool.remove(&token(2));
         let spool = Spool::open(dir.path(), true).expect("open again");
@@ -229,11 +325,43 @@ mod tests {
     #[test]
     fn a_broken_file_is_put_aside_and_the_rest_goes_on() {
         let dir = tempfile::tempdir().expect("a directory");
-        fs::write(dir.path().join(format!("{}.result", token(1))), b"\xff\xff\xff").expect("write");
         let spool = Spool::open(dir.path(), true).expect("open");
+        spool.put(&token(1), report(1));
+        fs::write(dir.path().join("0.slot"), b"\xff\xff\xff").expect("write");
         assert_eq!(spool.get(&token(1)), None);
         assert!(spool.tokens().is_empty());
         assert!(dir.path().join(format!("{}.bad", token(1))).exists());
+        spool.put(&token(2), report(2));
+        assert_eq!(spool.get(&token(2)), Some(report(2)));
+    }
+
+    #[test]
+    fn slots_are_written_over_and_a_shorter_result_is_not_followed_by_the_rest_of_a_longer_one() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let spool = Spool::open(dir.path(), true).expect("open");
+        for (n, bytes) in [(1, 1000), (2, 10), (3, 500_000), (4, 100)] {
+            let mut report = report(n);
+            report.result.get_or_insert_default().stdout = vec![n; bytes].into();
+            spool.put(&token(n), report.clone());
+            assert_eq!(Spool::open(dir.path(), true).expect("open").get(&token(n)), Some(report.clone()));
+            assert_eq!(spool.get(&token(n)), Some(report));
+            spool.remove(&token(n));
+            assert_eq!(spool.get(&token(n)), None);
+            let length = fs::metadata(dir.path().join("0.slot")).expect("the one slot").len();
+            assert!(length <= KEPT_BYTES, "{length} bytes are kept of a free slot");
+        }
+        assert_eq!(fs::read_dir(dir.path()).expect("a directory").count(), 1);
+    }
+
+    #[test]
+    fn a_result_that_is_put_twice_takes_one_slot() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let spool = Spool::open(dir.path(), true).expect("open");
+        spool.put(&token(1), report(1));
+        spool.put(&token(1), report(1));
+        spool.put(&token(2), report(2));
+        spool.remove(&token(1));
+        assert_eq!(Spool::open(dir.path(), true).expect("open").tokens(), [token(2)]);
     }
 
     #[test]

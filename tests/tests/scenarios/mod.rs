@@ -68,8 +68,8 @@ pub fn scenario(point: Point) -> Scenario {
         | ReduceCounted | ReduceMade | JobFinished => Scenario::Flow,
         Assigned | MirrorFetched | CommitResolved | CommitAgreed | ImageBuilt | ImageStamped
         | ContainerCreated | ContainerAttached | ContainerStarted | LeasesWritten | CommandEnded
-        | ContainerRemoved | ResultWritten | ResultSpooled | AttemptLetGo | ReportSent | ReportSettled
-        | SpoolRemoved => Scenario::Flow,
+        | ContainerRemoved | SlotTaken | ResultWritten | ResultSpooled | AttemptLetGo | ReportSent
+        | ReportSettled | SpoolRemoved => Scenario::Flow,
         SubmitDropped => Scenario::Refused,
         UncommittedRemoved => Scenario::Start,
         OpenJobBegun | OpenJobMade | RawTaskAdopted | OpenJobClosed | TaskCommitPinned => Scenario::Raw,
