@@ -48,11 +48,12 @@ fn main() -> ExitCode {
     let bench = Bench::parse();
     let mut table = Table::default();
     let mut broken = Vec::new();
-    for section in sections::ALL {
+    let on_request = sections::ON_REQUEST.iter().map(|section| (section, false));
+    for (section, usual) in sections::ALL.iter().map(|section| (section, true)).chain(on_request) {
         let named = bench.only.iter().any(|name| name == section.name);
         if bench.list {
             println!("{:10} {}", section.name, section.about);
-        } else if named || (bench.only.is_empty() && (section.quick || !bench.quick)) {
+        } else if named || (usual && bench.only.is_empty() && (section.quick || !bench.quick)) {
             eprintln!("bench: {}: {}", section.name, section.about);
             let began = Instant::now();
             // What was measured before is worth having when a later section cannot be.

@@ -1,10 +1,16 @@
 //! One file for each group of rows.
 
+mod build;
+mod compile;
 mod ctl;
 mod flow;
 mod idle;
+mod logs;
 mod publish;
+mod real;
 mod rest;
+mod shared;
+mod sizes;
 
 use crate::{Bench, table::Row};
 
@@ -21,4 +27,18 @@ pub struct Section {
 }
 
 /// In the order of the table.
-pub const ALL: &[Section] = &[publish::SECTION, rest::SECTION, flow::SECTION, idle::SECTION, ctl::SECTION];
+pub const ALL: &[Section] = &[
+    publish::SECTION,
+    rest::SECTION,
+    flow::SECTION,
+    idle::SECTION,
+    real::SECTION,
+    build::SECTION,
+    shared::SECTION,
+    logs::SECTION,
+    ctl::SECTION,
+    sizes::SECTION,
+];
+
+/// Those that take too long to be part of every run: only where they are named.
+pub const ON_REQUEST: &[Section] = &[compile::SECTION];
