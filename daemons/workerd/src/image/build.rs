@@ -63,12 +63,13 @@ fn place(job: &Job<'_>, log: &BuildLog) -> String {
 }
 
 async fn run(job: &Job<'_>, log: &mut BuildLog) -> Result<(), Problem> {
-    let disk = Disk::of(job.docker, job.config.disk_reserve).await;
-    disk.as_ref().map_or(Ok(()), Disk::check)?;
+    // The tar's beginning is ready when Docker has answered. Where there is no room, its process ends with this value.
     let mut export = job
         .mirrors
         .export(job.source, &job.look.tree, job.config.max_context_bytes)
         .map_err(Problem::from)?;
+    let disk = Disk::of(job.docker, job.config.disk_reserve).await;
+    disk.as_ref().map_or(Ok(()), Disk::check)?;
     let tar =
         export.output().map(|output| bollard::body_try_stream(ReaderStream::with_capacity(output, 64 << 10)));
     let docker = limited(job.docker, job.config.memory_bytes);
