@@ -1,8 +1,10 @@
 //! Measures the release binaries beside their peers in one run, and prints one table: what was measured, codering's figure,
 //! its peer's, what is asked at least, and whether that was met. `CODERING_TEST_BINARIES` names the binaries.
 
+mod client;
 mod measure;
 mod sections;
+mod sqlite;
 mod table;
 
 use std::{

@@ -1,6 +1,6 @@
 //! Tasks that do nothing, from lease to recorded result, on simulated workers.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use codering_tests::{Backend, Fleet, Setup};
 use serde_json::{Value, json};
@@ -18,6 +18,8 @@ pub const SECTION: Section =
 
 const ROUNDS: usize = 3;
 const SLOTS: u32 = 64;
+/// A million tasks take their time.
+const SUBMIT: Duration = Duration::from_secs(300);
 
 fn run(bench: &Bench) -> Vec<Row> {
     let tasks = bench.size(50_000, 10_000);
@@ -70,7 +72,8 @@ fn throughput(backend: Backend, workers: usize, tasks: u64, rounds: usize) -> Ve
     measured
 }
 
-fn each_worker(fleet: &Fleet, workers: usize, verb: &str) {
+/// Pauses or resumes them all.
+pub fn each_worker(fleet: &Fleet, workers: usize, verb: &str) {
     for number in 0..workers {
         fleet.ctl(&["worker", verb, &fleet.worker_name(number)]);
     }
@@ -88,9 +91,14 @@ pub fn simulated(backend: Backend, workers: usize, slots: u32) -> Fleet {
 
 /// Submits a job of tasks that simulated workers end at once.
 pub fn submit(fleet: &Fleet, tasks: u64) -> String {
+    submit_as(fleet, "demo", tasks, "true")
+}
+
+/// The same for a project, with what each task does.
+pub fn submit_as(fleet: &Fleet, project: &str, tasks: u64, command: &str) -> String {
     let array = format!("1-{tasks}");
-    let args = ["--output", "json", "submit", "--project", "demo", "--git", "https://localhost/none.git"];
-    let said = fleet.ctl(&[&args[..], &["--array", &array, "--", "true"]].concat());
-    let job: Value = serde_json::from_slice(&said).expect("JSON");
+    let args = ["submit", "--project", project, "--git", "https://localhost/none.git", "--array", &array];
+    let answer = fleet.ctl_within(&[&args[..], &["--output", "json", "--", command]].concat(), SUBMIT);
+    let job: Value = serde_json::from_slice(&answer).expect("JSON");
     job["job_id"].as_str().expect("an id").to_owned()
 }

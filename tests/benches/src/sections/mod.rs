@@ -1,8 +1,11 @@
 //! One file for each group of rows.
 
+mod backlog;
 mod build;
 mod compile;
 mod ctl;
+mod dispatch;
+mod fair;
 mod flow;
 mod idle;
 mod logs;
@@ -11,6 +14,8 @@ mod real;
 mod rest;
 mod shared;
 mod sizes;
+mod submit;
+mod watch;
 
 use crate::{Bench, table::Row};
 
@@ -30,7 +35,11 @@ pub struct Section {
 pub const ALL: &[Section] = &[
     publish::SECTION,
     rest::SECTION,
+    submit::SECTION,
     flow::SECTION,
+    dispatch::SECTION,
+    backlog::SECTION,
+    fair::SECTION,
     idle::SECTION,
     real::SECTION,
     build::SECTION,
