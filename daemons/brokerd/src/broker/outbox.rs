@@ -3,7 +3,8 @@
 //! the confirm.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
+    ops::Bound::{Excluded, Unbounded},
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -17,7 +18,10 @@ use codering_core::{
     time::Millis,
 };
 use codering_kit::fault::{self, Point};
-use futures::{StreamExt, stream};
+use futures::{
+    StreamExt,
+    stream::{self, FuturesUnordered},
+};
 use tokio::sync::{RwLock, watch};
 
 use super::{Broker, change::Ended, now};
@@ -26,8 +30,10 @@ use crate::{
     queue::{Message, QueueError},
 };
 
-/// Tasks of one project published before the next has its turn, and at most this many confirms awaited.
+/// Tasks of one project published at a time, and at most this many confirms of it awaited.
 const BATCH: u32 = 256;
+/// Projects published at the same time, so that what is small need not wait for what is large.
+const AT_ONCE: usize = 16;
 /// After a backend failed, and at most between two looks for work.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -78,17 +84,33 @@ impl Outbox {
         self.results.subscribe()
     }
 
-    /// The projects that are due, and how long until the next one is.
-    fn take_due(&self, now: Millis) -> (Vec<ProjectName>, Duration) {
+    /// At most so many projects that are due and not `busy`, in turn after `last`, and how long until the next one is.
+    fn take_due(
+        &self,
+        now: Millis,
+        busy: &HashSet<ProjectName>,
+        last: &mut Option<ProjectName>,
+    ) -> (Vec<ProjectName>, Duration) {
         let mut due = self.lock();
         // What is further ahead than any pause was noted under a clock that has been set back since.
         let is_due = |at: Millis| at <= now || at > now.saturating_add(LONGEST_PAUSE_MS);
-        let ready: Vec<_> = due.iter().filter(|(_, at)| is_due(**at)).map(|(name, _)| name.clone()).collect();
-        due.retain(|_, at| !is_due(*at));
-        let next = due
-            .values()
-            .min()
-            .map_or(PAUSE, |at| Duration::from_millis(u64::try_from(at - now).unwrap_or(0)));
+        let after = last.as_ref().map_or(Unbounded, Excluded);
+        let in_turn = due.range::<ProjectName, _>((after, Unbounded)).chain(due.iter());
+        let mut ready: Vec<ProjectName> = Vec::new();
+        for (name, at) in in_turn.take(due.len()) {
+            if ready.len() + busy.len() < AT_ONCE && is_due(*at) && !busy.contains(name) {
+                ready.push(name.clone());
+            }
+        }
+        for name in &ready {
+            due.remove(name);
+        }
+        if let Some(name) = ready.last() {
+            *last = Some(name.clone());
+        }
+        // One that is due by now has its turn when one of the busy ones is done.
+        let later = due.values().filter(|at| !is_due(**at)).min();
+        let next = later.map_or(PAUSE, |at| Duration::from_millis(u64::try_from(at - now).unwrap_or(0)));
         (ready, next.min(PAUSE))
     }
 }
@@ -108,28 +130,38 @@ fn cut(result: &TaskResult) -> TaskResult {
 }
 
 impl Broker {
-    /// Publishes ready tasks, a batch of each project in turn.
+    /// Publishes ready tasks, a batch of each project in turn and several projects at once.
     pub(super) async fn publish_tasks(self) {
+        let mut batches = FuturesUnordered::new();
+        let (mut busy, mut last) = (HashSet::new(), None);
         while !self.stop.is_cancelled() {
-            let (projects, next) = self.outbox.take_due(now());
-            if projects.is_empty() {
-                tokio::select! {
-                    () = self.outbox.tasks.notified() => {}
-                    () = tokio::time::sleep(next) => {}
-                    () = self.stop.cancelled() => {}
-                }
-                continue;
-            }
+            let (projects, next) = self.outbox.take_due(now(), &busy, &mut last);
             for project in projects {
-                match self.publish_batch(&project).await {
-                    // A page also ends after some megabytes: only an empty one is the last.
-                    Ok(published) if published > 0 => self.outbox.ring(&project),
-                    Ok(_) => {}
-                    Err(error) => {
-                        tracing::warn!(project = %project, %error, "tasks wait in the ledger until they can be queued");
-                        self.outbox.ring_at(&project, now() + PAUSE.as_millis() as Millis);
-                    }
+                busy.insert(project.clone());
+                batches.push(async { (self.publish_batch(&project).await, project) });
+            }
+            tokio::select! {
+                Some((published, project)) = batches.next() => {
+                    busy.remove(&project);
+                    self.batch_ended(&project, published);
                 }
+                () = self.outbox.tasks.notified() => {}
+                () = tokio::time::sleep(next) => {}
+                () = self.stop.cancelled() => {}
+            }
+        }
+        // What was put is to be marked.
+        while batches.next().await.is_some() {}
+    }
+
+    fn batch_ended(&self, project: &ProjectName, published: Result<usize, Error>) {
+        match published {
+            // A page also ends after some megabytes: only an empty one is the last.
+            Ok(published) if published > 0 => self.outbox.ring(project),
+            Ok(_) => {}
+            Err(error) => {
+                tracing::warn!(project = %project, %error, "tasks wait in the ledger until they can be queued");
+                self.outbox.ring_at(project, now() + PAUSE.as_millis() as Millis);
             }
         }
     }
@@ -282,7 +314,32 @@ mod tests {
         let (outbox, project) = (Outbox::default(), ProjectName::new("p").expect("valid"));
         let now = 1_763_722_560_000;
         outbox.ring_at(&project, now + LONGEST_PAUSE_MS);
-        assert_eq!(outbox.take_due(now).0, []);
-        assert_eq!(outbox.take_due(now - 3_600_000).0, [project]);
+        let due = |now| outbox.take_due(now, &HashSet::new(), &mut None).0;
+        assert_eq!(due(now), []);
+        assert_eq!(due(now - 3_600_000), [project]);
+    }
+
+    #[test]
+    fn all_projects_have_their_turn_however_many_always_have_more_to_publish() {
+        let (outbox, mut last) = (Outbox::default(), None);
+        let project = |n: usize| ProjectName::new(format!("p{n}")).expect("valid");
+        let projects: Vec<_> = (0..3 * AT_ONCE).map(project).collect();
+        let mut had_a_turn = HashSet::new();
+        for _ in 0..3 {
+            projects.iter().for_each(|project| outbox.ring(project));
+            let (due, _) = outbox.take_due(0, &HashSet::new(), &mut last);
+            assert_eq!(due.len(), AT_ONCE);
+            had_a_turn.extend(due);
+        }
+        assert_eq!(had_a_turn.len(), projects.len());
+    }
+
+    #[test]
+    fn a_project_whose_batch_is_under_way_waits_for_it_and_keeps_nobody_awake() {
+        let (outbox, project) = (Outbox::default(), ProjectName::new("p").expect("valid"));
+        outbox.ring(&project);
+        let busy = HashSet::from([project.clone()]);
+        assert_eq!(outbox.take_due(0, &busy, &mut None), (Vec::new(), PAUSE));
+        assert_eq!(outbox.take_due(0, &HashSet::new(), &mut None).0, [project]);
     }
 }
