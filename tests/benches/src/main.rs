@@ -2,6 +2,7 @@
 //! its peer's, what is asked at least, and whether that was met. `CODERING_TEST_BINARIES` names the binaries.
 
 mod client;
+mod githost;
 mod measure;
 mod sections;
 mod sqlite;

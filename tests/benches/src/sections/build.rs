@@ -15,7 +15,7 @@ use super::{
     real::{self, finished, submit, succeeded},
 };
 use crate::{
-    Bench,
+    Bench, githost,
     measure::{median, time, took},
     table::Row,
 };
@@ -50,28 +50,39 @@ struct Sides {
 }
 
 fn run(bench: &Bench) -> Vec<Row> {
-    let rounds = bench.size(5, 1);
+    let rounds = bench.size(3, 1);
     let fleet = real::fleet(1, 1);
+    let host = githost::serve(fleet.directory());
     // Sleeping parts of both are awake, and the base image is in memory.
     finished(&fleet, &submit(&fleet, &real::repository(&fleet, "warm"), 1));
-    let (mut new, mut known) = (Sides::default(), Sides::default());
+    let [mut new, mut known, mut local] = [(); 3].map(|()| Sides::default());
     for round in 0..rounds as u64 {
         // Each side has content of its own, so that neither finds the other's layers in Docker's cache.
-        let ours = fleet.directory().join(format!("ours-{round}"));
-        let peers = fleet.directory().join(format!("peers-{round}"));
-        let seeds = [1_000_000 * (round + 1), 2_000_000 * (round + 1)];
-        let urls = [(&ours, seeds[0]), (&peers, seeds[1])].map(|(at, seed)| made(at, seed));
-        measured(&fleet, &urls, &mut new);
-        change(&ours, seeds[0] + 500_000);
-        change(&peers, seeds[1] + 500_000);
-        measured(&fleet, &urls, &mut known);
-        fs::remove_dir_all(&ours).expect("a directory of ours");
-        fs::remove_dir_all(&peers).expect("a directory of ours");
+        let repositories = ["ours", "peers"].map(|side| fleet.directory().join(format!("{side}-{round}")));
+        let seeds = [1_000_000, 2_000_000].map(|seed| seed * (round + 1));
+        for (at, seed) in repositories.iter().zip(seeds) {
+            make(at, seed);
+        }
+        let hosted = ["ours", "peers"].map(|side| format!("{host}/{side}-{round}/.git"));
+        measured(&fleet, &hosted, &mut new);
+        for (at, seed) in repositories.iter().zip(seeds) {
+            change(at, CHANGED / DIRECTORIES, seed + 300_000);
+        }
+        measured(&fleet, &hosted, &mut known);
+        for (at, seed) in repositories.iter().zip(seeds) {
+            change(at, FILES, seed + 600_000);
+            git(at, &["repack", "-adq"]);
+        }
+        // To the worker an address is a repository: this one it never saw.
+        let files = repositories.each_ref().map(|at| format!("file://{}", at.display()));
+        measured(&fleet, &files, &mut local);
+        repositories.iter().for_each(|at| fs::remove_dir_all(at).expect("a directory of ours"));
     }
     fleet.stop();
     vec![
-        row("a repository that the worker never saw", &new),
-        row("a new commit in a repository that it knows", &known),
+        row("of a repository that the worker never saw", &new),
+        row("of a new commit in a repository that it knows", &known),
+        row("of a repository on the same disk (file://) that it never saw", &local),
     ]
 }
 
@@ -80,7 +91,7 @@ fn row(what: &str, sides: &Sides) -> Row {
     let checkout = median(&sides.checkout);
     let (clone, docker) = (median(&sides.clone), median(&sides.docker));
     Row::new(
-        format!("first task of {what} (2,000 files, 20 MB): checkout and build"),
+        format!("first task {what}, 2,000 files, 20 MB: checkout and build"),
         format!("{} (checkout {}), {} submit to result", time(ours), time(checkout), time(whole)),
     )
     .beside(format!("{}: git clone {} + docker build {}", time(peer), time(clone), time(docker)))
@@ -115,20 +126,19 @@ fn remove(image: &str) {
     succeeded(Command::new("docker").args(["rmi", "--force", image]));
 }
 
-/// A repository with one commit, packed as a host's are; its address.
-fn made(at: &Path, seed: u64) -> String {
+/// A repository with one commit, packed as a host's are.
+fn make(at: &Path, seed: u64) {
     for directory in 0..DIRECTORIES {
         fs::create_dir_all(at.join(directory.to_string())).expect("a directory of ours");
     }
     fill(at, FILES, seed);
-    let url = fixture::git_repository(at, &[("Dockerfile", DOCKERFILE)]);
+    fixture::git_repository(at, &[("Dockerfile", DOCKERFILE)]);
     git(at, &["repack", "-adq"]);
-    url
 }
 
-/// A second commit.
-fn change(at: &Path, seed: u64) {
-    fill(at, CHANGED / DIRECTORIES, seed);
+/// A commit more, that gives so many files of each directory another content.
+fn change(at: &Path, files: u64, seed: u64) {
+    fill(at, files, seed);
     git(at, &["add", "--all"]);
     let author = ["-c", "user.name=Bench", "-c", "user.email=bench@localhost"];
     git(at, &[&author[..], &["commit", "--quiet", "--message=Change"]].concat());
