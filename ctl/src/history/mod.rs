@@ -15,14 +15,15 @@ use std::{
 use codering_core::{Code, Error, time::Millis};
 use codering_proto::v1::Job;
 use sqlx::{
-    SqlitePool,
-    migrate::Migrator,
+    SqlSafeStr, SqlitePool,
+    migrate::{Migration, MigrationType, Migrator},
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 
 pub use entry::Entry;
 
-static MIGRATIONS: Migrator = sqlx::migrate!("migrations/history");
+/// Named here: sqlx's macro would find it by itself, and for that have the compiler build SQLite once more.
+const JOBS: &str = include_str!("../../migrations/history/0001_jobs.sql");
 
 /// More jobs than this are forgotten, oldest first.
 const MAX_JOBS: i64 = 10_000;
@@ -50,6 +51,11 @@ pub fn default_path() -> Result<PathBuf, Error> {
         })
 }
 
+fn migrations() -> Migrator {
+    let jobs = Migration::new(1, "jobs".into(), MigrationType::Simple, JOBS.into_sql_str(), false);
+    Migrator::with_migrations(vec![jobs])
+}
+
 impl History {
     /// Opens the file, made where it is not there. Commands may hold secrets: its owner alone may read it.
     pub async fn open(path: &Path) -> Result<Self, Error> {
@@ -74,7 +80,7 @@ impl History {
             .connect_with(options)
             .await
             .map_err(|error| wrong(&error))?;
-        MIGRATIONS.run(&pool).await.map_err(|error| wrong(&error))?;
+        migrations().run(&pool).await.map_err(|error| wrong(&error))?;
         Ok(Self { pool })
     }
 

@@ -20,6 +20,7 @@ pub mod config;
 pub mod fuzz;
 pub mod ledger;
 pub mod metrics;
+mod migrations;
 pub mod pki;
 pub mod queue;
 pub mod start;

@@ -11,7 +11,7 @@ use std::{
 use codering_core::{Code, Error};
 use sqlx::{
     ConnectOptions, Connection, Row, SqliteConnection, SqlitePool,
-    migrate::{MigrateError, Migrator},
+    migrate::MigrateError,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 
@@ -19,9 +19,7 @@ use super::{
     audit,
     error::{is_damage, is_full, told},
 };
-use crate::ledger::Report;
-
-static MIGRATIONS: Migrator = sqlx::migrate!("migrations/ledger");
+use crate::{ledger::Report, migrations::LEDGER as MIGRATIONS};
 
 /// Connections that read at the same time.
 const READERS: u32 = 4;

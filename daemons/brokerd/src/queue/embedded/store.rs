@@ -11,7 +11,10 @@ use super::{
     books::{Account, Books},
     settle::Row,
 };
-use crate::queue::{DeadLetter, Message, QueueError, SHOWN_BYTES, shown_part};
+use crate::{
+    migrations,
+    queue::{DeadLetter, Message, QueueError, SHOWN_BYTES, shown_part},
+};
 
 type Result<T> = std::result::Result<T, sqlx::Error>;
 
@@ -91,7 +94,7 @@ fn signed(count: u64) -> i64 {
 impl Store {
     pub(super) async fn open(options: &SqliteConnectOptions) -> Result<Self> {
         let mut connection = SqliteConnection::connect_with(options).await?;
-        sqlx::migrate!("./migrations/queue").run(&mut connection).await?;
+        migrations::QUEUE.run(&mut connection).await?;
         Ok(Self(connection, options.clone()))
     }
 
