@@ -12,7 +12,6 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use codering_core::{
     Blame, Outcome, QueueName, TaskId, TaskKey, message::DoneMessage, task::MAX_INFRASTRUCTURE_FAILURES,
     task::State,
@@ -240,7 +239,7 @@ impl Script {
 
     async fn drain(&mut self) {
         while let Some(body) = self.rig().broker.get(&QueueName::done(&pi())).await.unwrap() {
-            let done: DoneMessage = serde_json::from_slice(&Bytes::from(body)).unwrap();
+            let done: DoneMessage = serde_json::from_slice(&body).unwrap();
             let known = &self.known[done.task_id.as_str()];
             let same = known.told.get(&done.attempt).is_some_and(|said| *said == done.stdout);
             assert!(
