@@ -47,10 +47,28 @@ pub(crate) async fn run(worker: &Arc<Worker>, real: &Real) -> Result<(), Unavail
 ///
 /// # Errors
 /// When Docker does not answer.
-pub(crate) async fn sweep(worker: &Arc<Worker>, sandbox: &dyn Sandbox) -> Result<(), Unavailable> {
+pub(crate) async fn sweep(worker: &Worker, sandbox: &dyn Sandbox) -> Result<(), Unavailable> {
+    let oldest = now() - ORPHAN_AGE_MS;
+    remove_orphans(worker, sandbox, |left| left.created_at < oldest).await
+}
+
+/// Removes those that were never started, before this process ends. A former one that was killed may have asked for them,
+/// and Docker made them after this one had looked. What runs is left to the next process.
+///
+/// # Errors
+/// When Docker does not answer.
+pub(crate) async fn last_sweep(worker: &Worker, sandbox: &dyn Sandbox) -> Result<(), Unavailable> {
+    remove_orphans(worker, sandbox, |left| left.began_at.is_none()).await
+}
+
+async fn remove_orphans(
+    worker: &Worker,
+    sandbox: &dyn Sandbox,
+    which: impl Fn(&Left) -> bool,
+) -> Result<(), Unavailable> {
     for left in sandbox.left().await? {
         let held = left.whose.as_ref().is_some_and(|whose| worker.attempts.get(&whose.token).is_some());
-        if !held && left.created_at < now() - ORPHAN_AGE_MS {
+        if !held && which(&left) {
             tracing::warn!(container = left.id, "an orphan is removed");
             sandbox.remove(&left.id).await?;
             fault::reached(Point::LeftRemoved);

@@ -214,6 +214,14 @@ async fn work(
     notify::stopping();
     readiness.stopping();
     stop(&worker, &shutdown).await;
+    if let Work::Real(real) = &worker.work
+        && !matches!(
+            timeout(LAST_WORDS, readopt::last_sweep(&worker, real.sandbox.as_ref())).await,
+            Ok(Ok(()))
+        )
+    {
+        tracing::warn!("orphans were not looked for: Docker does not answer");
+    }
     end.cancel();
     let _ = timeout(Duration::from_secs(1), streaming).await;
     tracing::info!(left = worker.attempts.len(), spooled = worker.spool.tokens().len(), "stopped");

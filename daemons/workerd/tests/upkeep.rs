@@ -65,7 +65,7 @@ async fn images_mirrors_and_what_failed_builds_left_go_when_they_are_over_the_bo
 }
 
 #[tokio::test]
-async fn a_container_of_this_worker_that_no_attempt_knows_is_removed_at_the_start() {
+async fn a_container_of_this_worker_that_no_attempt_knows_is_removed_at_the_start_and_at_the_end() {
     docker_with_busybox().await;
     let (_dir, dir) = scratch();
     let broker = Broker::start(&dir, 30_000).await;
@@ -78,6 +78,10 @@ async fn a_container_of_this_worker_that_no_attempt_knows_is_removed_at_the_star
     worker.start();
     let there = |id: &str| !docker_says(&["ps", "-aq", "--filter", &format!("id={id}")]).is_empty();
     support::until("the orphan's removal", async || (!there(&mine)).then_some(())).await;
+    // Docker may make what a killed process asked for after the next one has looked.
+    let late = create(&label);
+    worker.stop().await;
+    assert!(!there(&late), "a container that was never started outlived its worker");
     assert!(there(&others), "another worker's container was removed");
     docker_says(&["rm", &others]);
 }
