@@ -16,7 +16,6 @@ use codering_brokerd::{
 use codering_core::{
     AttemptSpec, Command, JobId, JobSpec, LeaseToken, Limits, Outcome, ProjectName, QueueName, Source,
     TaskId, TaskKey, TaskSpec,
-    job::{JobState, TaskCounts},
     message::TodoMessage,
     task::{Event, Lease, Policy, Progress},
 };
@@ -202,34 +201,18 @@ async fn swaps(rounds: usize, directory: &Path) {
 }
 
 async fn submitted(ledger: &SharedLedger, round: usize, count: u64) -> Vec<Task> {
-    let job = Job {
-        id: JobId::at(NOW + round as i64, 0),
-        spec: JobSpec {
-            project: project("demo"),
-            name: "bench".into(),
-            source: source(),
-            command: Some(Command::Shell("true".into())),
-            env: BTreeMap::new(),
-            limits: Default::default(),
-            reduce: None,
-            priority: 0,
-            labels: Default::default(),
-        },
-        state: JobState::Queued,
-        counts: TaskCounts::default(),
-        paused: false,
-        cancelled: false,
-        open: false,
-        commit: String::new(),
+    let spec = JobSpec {
+        project: project("demo"),
+        name: "bench".into(),
+        source: source(),
+        command: Some(Command::Shell("true".into())),
+        env: BTreeMap::new(),
+        limits: Default::default(),
         reduce: None,
-        reduce_runs: 0,
-        reduced_run: 0,
-        submitted_by: "bench".into(),
-        created_at: NOW,
-        started_at: 0,
-        finished_at: 0,
-        message: String::new(),
+        priority: 0,
+        labels: Default::default(),
     };
+    let job = Job::new(JobId::at(NOW + round as i64, 0), spec, "bench", NOW);
     assert_eq!(ledger.begin_job(job.clone(), None).await.unwrap(), Begun::New);
     let task = |seq: u64| {
         let id: TaskId = seq.to_string().parse().unwrap();

@@ -2,11 +2,7 @@
 
 use std::collections::HashSet;
 
-use codering_core::{
-    Code, Error, JobSpec, LimitsPatch, TaskKey, TaskSpec,
-    job::{JobState, TaskCounts},
-    task::Progress,
-};
+use codering_core::{Code, Error, JobSpec, LimitsPatch, TaskKey, TaskSpec, job::TaskCounts, task::Progress};
 use codering_kit::fault::{self, Point};
 
 use super::{Broker, live::LiveJob, new_job_id, now};
@@ -48,24 +44,7 @@ impl Broker {
                 Error::new(Code::InvalidInput, "an idempotency key has 1 to 200 bytes").at("idempotency_key")
             );
         }
-        let mut job = Job {
-            id: new_job_id(),
-            reduce: new.spec.reduce.clone(),
-            spec: new.spec,
-            state: JobState::Queued,
-            counts: TaskCounts::default(),
-            paused: false,
-            cancelled: false,
-            open: false,
-            commit: String::new(),
-            reduce_runs: 0,
-            reduced_run: 0,
-            submitted_by: new.submitted_by,
-            created_at: now(),
-            started_at: 0,
-            finished_at: 0,
-            message: String::new(),
-        };
+        let mut job = Job::new(new_job_id(), new.spec, new.submitted_by, now());
         job.commit = job.spec.source.pinned().unwrap_or_default().to_owned();
         let mut submission = Submission {
             broker: self.clone(),

@@ -2,7 +2,6 @@
 
 use codering_core::{
     Code, Error, JobId, JobSpec, LimitsPatch, ProjectName, Source, TaskKey, TaskResult,
-    job::{JobState, TaskCounts},
     message::TodoMessage,
     task::{Event, Progress, Refusal, State},
 };
@@ -175,34 +174,18 @@ impl Broker {
             git_ref: message.git_ref.clone(),
             dockerfile: message.dockerfile.clone(),
         };
-        let job = Job {
-            id: new_job_id(),
-            spec: JobSpec {
-                project: project.clone(),
-                name: "raw messages".into(),
-                source,
-                command: None,
-                env: Default::default(),
-                limits: LimitsPatch::default(),
-                reduce: None,
-                priority: 0,
-                labels: Default::default(),
-            },
-            state: JobState::Queued,
-            counts: TaskCounts::default(),
-            paused: false,
-            cancelled: false,
-            open: true,
-            commit: String::new(),
+        let spec = JobSpec {
+            project: project.clone(),
+            name: "raw messages".into(),
+            source,
+            command: None,
+            env: Default::default(),
+            limits: LimitsPatch::default(),
             reduce: None,
-            reduce_runs: 0,
-            reduced_run: 0,
-            submitted_by: "queue".into(),
-            created_at: now(),
-            started_at: 0,
-            finished_at: 0,
-            message: String::new(),
+            priority: 0,
+            labels: Default::default(),
         };
+        let job = Job { open: true, ..Job::new(new_job_id(), spec, "queue", now()) };
         match self.ledger.begin_job(job.clone(), None).await? {
             Begun::New => fault::reached(Point::OpenJobBegun),
             _ => {

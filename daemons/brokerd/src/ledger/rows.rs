@@ -72,6 +72,30 @@ pub struct Job {
     pub message: String,
 }
 
+impl Job {
+    /// One of which nothing has happened yet. It is closed, and no commit is pinned.
+    pub fn new(id: JobId, spec: JobSpec, submitted_by: impl Into<String>, created_at: Millis) -> Self {
+        Self {
+            id,
+            reduce: spec.reduce.clone(),
+            spec,
+            state: JobState::Queued,
+            counts: TaskCounts::default(),
+            paused: false,
+            cancelled: false,
+            open: false,
+            commit: String::new(),
+            reduce_runs: 0,
+            reduced_run: 0,
+            submitted_by: submitted_by.into(),
+            created_at,
+            started_at: 0,
+            finished_at: 0,
+            message: String::new(),
+        }
+    }
+}
+
 /// A task.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Task {

@@ -42,38 +42,22 @@ pub(super) fn project(name: &str) -> ProjectName {
 
 /// The `n`th job; later ones have greater ids.
 pub(super) fn job(project_name: &str, n: u32) -> Job {
-    Job {
-        id: JobId::at(NOW + i64::from(n) * 1000, 0),
-        spec: JobSpec {
-            project: project(project_name),
-            name: format!("job {n}"),
-            source: Source {
-                git_url: "https://host/pi.git".into(),
-                git_ref: "HEAD".into(),
-                dockerfile: "Dockerfile".into(),
-            },
-            command: Some(Command::Shell("echo {}".into())),
-            env: [("A".to_owned(), "b".to_owned())].into(),
-            limits: Default::default(),
-            reduce: None,
-            priority: -1,
-            labels: Default::default(),
+    let spec = JobSpec {
+        project: project(project_name),
+        name: format!("job {n}"),
+        source: Source {
+            git_url: "https://host/pi.git".into(),
+            git_ref: "HEAD".into(),
+            dockerfile: "Dockerfile".into(),
         },
-        state: JobState::Queued,
-        counts: TaskCounts::default(),
-        paused: false,
-        cancelled: false,
-        open: false,
-        commit: String::new(),
+        command: Some(Command::Shell("echo {}".into())),
+        env: [("A".to_owned(), "b".to_owned())].into(),
+        limits: Default::default(),
         reduce: None,
-        reduce_runs: 0,
-        reduced_run: 0,
-        submitted_by: "ada".into(),
-        created_at: NOW + i64::from(n),
-        started_at: 0,
-        finished_at: 0,
-        message: String::new(),
-    }
+        priority: -1,
+        labels: Default::default(),
+    };
+    Job::new(JobId::at(NOW + i64::from(n) * 1000, 0), spec, "ada", NOW + i64::from(n))
 }
 
 /// A task of `job` whose id is its `seq`, with nothing of its own.
