@@ -35,7 +35,7 @@ soak: ## 10^6 simulated tasks under random kills of the release binaries, on bot
 # Whoever measures all of it writes the README's figures and the plots: they are of one run.
 whole = $(if $(ONLY),,$(filter bench,$@))
 
-bench bench-quick: ## the release binaries beside their peers, in one table; bench-quick takes seconds
+bench bench-quick: ## the release binaries beside their peers, in one table; bench-quick takes a few minutes
 	@scripts/setup test
 	@scripts/with-docker packaging/runtimes/base
 	cargo build --release --locked --workspace --bins

@@ -73,8 +73,8 @@ impl Ctl {
 
     /// The same as JSON.
     pub fn json(&self, args: &[&str]) -> Value {
-        let mut args = args.to_vec();
-        args.extend(["--output", "json"]);
+        // Before the verb: what is behind a `--` is a task's.
+        let args = [&["--output", "json"], args].concat();
         let out = self.ctl(&args);
         serde_json::from_slice(&out).unwrap_or_else(|error| {
             panic!("coderingctl {args:?}: {error} in {}", String::from_utf8_lossy(&out))

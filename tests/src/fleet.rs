@@ -77,6 +77,14 @@ impl Setup {
     pub fn simulated(backend: Backend, workers: usize, slots: u32) -> Self {
         Self { simulate: true, slots, ..Self::new(backend, workers) }
     }
+
+    /// Daemons that log warnings alone: of many tasks, their logs would be longer than their data.
+    pub fn quiet(mut self) -> Self {
+        let quiet = ("CODERING_LOG".into(), "warn,lapin=off".into());
+        self.broker_environment.push(quiet.clone());
+        self.worker_environment.push(quiet);
+        self
+    }
 }
 
 /// A running process of codering.

@@ -92,11 +92,7 @@ impl Dice {
 impl Storm {
     /// Simulated workers.
     pub fn simulated(backend: Backend, tasks: u64, every: Range<u64>) -> Self {
-        let mut setup = Setup::simulated(backend, 2, 64);
-        // The daemons' logs would be longer than their data.
-        let quiet = ("CODERING_LOG".into(), "warn,lapin=off".into());
-        setup.broker_environment.push(quiet.clone());
-        setup.worker_environment.push(quiet);
+        let setup = Setup::simulated(backend, 2, 64).quiet();
         Self { setup, tasks, tasks_per_job: tasks, git: None, command: "echo {}".into(), every, seed: seed() }
     }
 

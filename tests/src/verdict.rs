@@ -19,9 +19,8 @@ pub fn submit_line(ctl: &Ctl, git: &str, tasks: usize, line: &str, more: &[&str]
     let array = format!("1-{tasks}");
     let mut args = vec!["submit", "--project", "demo", "--git", git, "--array", &array];
     args.extend(more);
-    args.extend(["--output", "json", "--", line]);
-    let out = ctl.ctl(&args);
-    let job: Value = serde_json::from_slice(&out).unwrap();
+    args.extend(["--", line]);
+    let job = ctl.json(&args);
     job["job_id"].as_str().unwrap_or_else(|| panic!("no job_id in {job}")).to_owned()
 }
 

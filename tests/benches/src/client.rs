@@ -2,7 +2,9 @@
 
 use std::{fs, time::Instant};
 
-use codering_proto::v1::{self, jobs_client::JobsClient, projects_client::ProjectsClient};
+use codering_proto::v1::{
+    self, jobs_client::JobsClient, projects_client::ProjectsClient, queues_client::QueuesClient,
+};
 use codering_tests::Fleet;
 use futures::{Stream, StreamExt, stream};
 use tokio::runtime::{Builder, Runtime};
@@ -55,6 +57,11 @@ impl Client {
 
     fn jobs(&self) -> JobsClient<InterceptedService<Channel, impl Interceptor + Clone + use<>>> {
         JobsClient::with_interceptor(self.channel.clone(), self.bearer.clone())
+    }
+
+    /// Puts and takes messages.
+    pub fn queues(&self) -> QueuesClient<InterceptedService<Channel, impl Interceptor + Clone + use<>>> {
+        QueuesClient::with_interceptor(self.channel.clone(), self.bearer.clone())
     }
 
     /// Makes a project.

@@ -23,7 +23,7 @@ use crate::table::Table;
 /// Measures codering on this machine.
 #[derive(Parser)]
 pub struct Bench {
-    /// Small numbers, and only what takes seconds: for daily use.
+    /// Small numbers, a few minutes in all: for daily use.
     #[arg(long)]
     pub quick: bool,
     /// Only these sections.
@@ -56,7 +56,7 @@ fn main() -> ExitCode {
         let named = bench.only.iter().any(|name| name == section.name);
         if bench.list {
             println!("{:10} {}", section.name, section.about);
-        } else if named || (usual && bench.only.is_empty() && (section.quick || !bench.quick)) {
+        } else if named || (usual && bench.only.is_empty()) {
             eprintln!("bench: {}: {}", section.name, section.about);
             let began = Instant::now();
             // What was measured before is worth having when a later section cannot be.

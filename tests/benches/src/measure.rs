@@ -19,6 +19,16 @@ pub fn median(figures: &[f64]) -> f64 {
     percentile(figures, 50.0)
 }
 
+/// The middle one of what each of them says.
+pub fn median_of<T>(rounds: &[T], figure: impl Fn(&T) -> f64) -> f64 {
+    median(&rounds.iter().map(figure).collect::<Vec<_>>())
+}
+
+/// The figures that half of all do not exceed, and 99 percent.
+pub fn p50_p99(figures: &[f64]) -> (f64, f64) {
+    (median(figures), percentile(figures, 99.0))
+}
+
 /// The figure that so many percent of all do not exceed (nearest rank).
 pub fn percentile(figures: &[f64], percent: f64) -> f64 {
     assert!(!figures.is_empty(), "nothing was measured");

@@ -11,14 +11,14 @@ use futures::StreamExt;
 use serde_json::json;
 
 use super::{
-    Section,
+    BACKENDS, Section,
     flow::{each_worker, simulated, submit},
     watch::{self, Watched},
 };
 use crate::{
     Bench,
     client::{self, Client},
-    measure::{Usage, grouped, median, megabytes},
+    measure::{Usage, grouped, median_of, megabytes},
     table::Row,
 };
 
@@ -26,7 +26,6 @@ use crate::{
 pub const SECTION: Section = Section {
     name: "backlog",
     about: "cost per task, brokerd's memory and watch, by the number of queued tasks",
-    quick: true,
     run,
 };
 
@@ -47,7 +46,7 @@ const BOUND: Duration = Duration::from_secs(900);
 fn run(bench: &Bench) -> Vec<Row> {
     let sizes: &[u64] = bench.size(&[10_000, 100_000, 1_000_000], &[10_000, 100_000]);
     let mut rows = Vec::new();
-    for (name, backend) in [("RabbitMQ", Backend::RabbitMq), ("embedded queue", Backend::Embedded)] {
+    for (name, backend) in BACKENDS {
         let measured: Vec<_> = sizes.iter().map(|queued| measure(bench, backend, *queued)).collect();
         let [least, .., most] = &measured[..] else { panic!("two sizes are compared") };
         for one in &measured {
@@ -124,11 +123,10 @@ fn measure(bench: &Bench, backend: Backend, queued: u64) -> Measured {
         false => watch::measure(&fleet, &queue(&fleet, tasks).id, tasks),
     };
     fleet.stop();
-    let middle = |of: fn(&Sample) -> f64| median(&samples.iter().map(of).collect::<Vec<_>>());
     Measured {
         queued,
-        us: middle(|sample| sample.us),
-        cpu_us: middle(|sample| sample.cpu_us),
+        us: median_of(&samples, |sample| sample.us),
+        cpu_us: median_of(&samples, |sample| sample.cpu_us),
         queued_per_second: job.queued_per_second,
         usage,
         watched,

@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::{
     Section,
-    real::{self, finished, submit, succeeded},
+    real::{self, finished, remove_image, submit, succeeded},
 };
 use crate::{
     Bench, githost,
@@ -21,12 +21,8 @@ use crate::{
 };
 
 /// See the module.
-pub const SECTION: Section = Section {
-    name: "build",
-    about: "checkout and build beside git clone and docker build",
-    quick: true,
-    run,
-};
+pub const SECTION: Section =
+    Section { name: "build", about: "checkout and build beside git clone and docker build", run };
 
 /// 2,000 files of 10 kB on average.
 const DIRECTORIES: u64 = 40;
@@ -109,7 +105,7 @@ fn measured(fleet: &Fleet, [ours, peers]: &[String; 2], sides: &mut Sides) {
     let phase = |name: &str| result["phases_ms"][name].as_f64().expect("a number") / 1e3;
     sides.checkout.push(phase("checkout"));
     sides.phases.push(phase("checkout") + phase("build"));
-    remove(result["image"].as_str().expect("a name"));
+    remove_image(result["image"].as_str().expect("a name"));
 
     let (at, tag) = (fleet.directory().join("clone"), format!("codering-bench-{}", std::process::id()));
     let (cloned, ()) = took(|| succeeded(Command::new("git").args(["clone", "--quiet", peers]).arg(&at)));
@@ -118,12 +114,7 @@ fn measured(fleet: &Fleet, [ours, peers]: &[String; 2], sides: &mut Sides) {
     sides.docker.push(built.as_secs_f64());
     sides.peer.push((cloned + built).as_secs_f64());
     fs::remove_dir_all(&at).expect("a clone of ours");
-    remove(&tag);
-}
-
-/// With the layers that nothing else names.
-fn remove(image: &str) {
-    succeeded(Command::new("docker").args(["rmi", "--force", image]));
+    remove_image(&tag);
 }
 
 /// A repository with one commit, packed as a host's are.

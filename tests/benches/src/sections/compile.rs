@@ -13,12 +13,8 @@ use crate::{
 };
 
 /// See the module.
-pub const SECTION: Section = Section {
-    name: "compile",
-    about: "cargo build and make test from nothing (half an hour)",
-    quick: false,
-    run,
-};
+pub const SECTION: Section =
+    Section { name: "compile", about: "cargo build and make test from nothing (half an hour)", run };
 
 fn run(bench: &Bench) -> Vec<Row> {
     let target = repository().join("target").join("bench-compile");

@@ -20,7 +20,7 @@ use crate::{
 
 /// See the module.
 pub const SECTION: Section =
-    Section { name: "ctl", about: "start of coderingctl to the first byte of job list", quick: true, run };
+    Section { name: "ctl", about: "start of coderingctl to the first byte of job list", run };
 
 const BOUND: f64 = 0.030;
 

@@ -2,20 +2,18 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use codering_tests::Backend;
 use serde_json::json;
 
-use super::{Section, flow::simulated};
+use super::{BACKENDS, Section, flow::simulated};
 use crate::{
     Bench,
     client::{self, Client},
-    measure::{median, percentile, time},
+    measure::{p50_p99, time},
     table::Row,
 };
 
 /// See the module.
-pub const SECTION: Section =
-    Section { name: "dispatch", about: "submit to started on an idle system", quick: true, run };
+pub const SECTION: Section = Section { name: "dispatch", about: "submit to started on an idle system", run };
 
 const BOUND: f64 = 0.025;
 /// Samples that only warm up.
@@ -25,7 +23,7 @@ fn run(bench: &Bench) -> Vec<Row> {
     let samples = bench.size(200, 40);
     let runtime = client::runtime();
     let mut rows = Vec::new();
-    for (name, backend) in [("RabbitMQ", Backend::RabbitMq), ("embedded queue", Backend::Embedded)] {
+    for (name, backend) in BACKENDS {
         let fleet = simulated(backend, 1, 4);
         let mut latencies = runtime.block_on(async {
             let client = Client::connect(&fleet).await;
@@ -37,7 +35,7 @@ fn run(bench: &Bench) -> Vec<Row> {
         });
         fleet.stop();
         let latencies = latencies.split_off(FIRST);
-        let (middle, high) = (median(&latencies), percentile(&latencies, 99.0));
+        let (middle, high) = p50_p99(&latencies);
         rows.push(
             Row::new(
                 format!("from submit to started, idle, {name}, {samples} times"),

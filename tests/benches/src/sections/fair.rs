@@ -2,24 +2,24 @@
 
 use std::time::{Duration, Instant};
 
-use codering_tests::{Backend, Fleet};
+use codering_tests::Fleet;
 use futures::future::join_all;
 use serde_json::json;
 
 use super::{
-    Section,
+    BACKENDS, Section,
     flow::{simulated, submit_as},
 };
 use crate::{
     Bench,
     client::{self, Client},
-    measure::{grouped, median, percentile},
+    measure::{grouped, p50_p99},
     table::Row,
 };
 
 /// See the module.
 pub const SECTION: Section =
-    Section { name: "fair", about: "waits of 49 small projects beside a large one", quick: true, run };
+    Section { name: "fair", about: "waits of 49 small projects beside a large one", run };
 
 const SMALL: usize = 49;
 const WORKERS: usize = 2;
@@ -37,17 +37,16 @@ fn run(bench: &Bench) -> Vec<Row> {
     let period = bench.size(Duration::from_secs(20), Duration::from_secs(8));
     let runtime = client::runtime();
     let mut rows = Vec::new();
-    for (name, backend) in [("RabbitMQ", Backend::RabbitMq), ("embedded queue", Backend::Embedded)] {
+    for (name, backend) in BACKENDS {
         let fleet = simulated(backend, WORKERS, SLOTS);
         let client = runtime.block_on(prepare(&fleet));
         let alone = runtime.block_on(waits(&client, period));
-        submit_as(&fleet, "demo", large, TASK);
+        submit_as(&fleet, large, TASK);
         let beside = runtime.block_on(waits(&client, period));
         let left = fleet.waiting("demo.todo");
         assert!(left > 0, "the large project was done before the small ones");
         fleet.stop();
-        let figures = |waits: &[f64]| (median(waits), percentile(waits, 99.0));
-        let ((middle, high), (middle_alone, high_alone)) = (figures(&beside), figures(&alone));
+        let ((middle, high), (middle_alone, high_alone)) = (p50_p99(&beside), p50_p99(&alone));
         rows.push(
             Row::new(
                 format!(

@@ -5,16 +5,16 @@ use std::time::{Duration, Instant};
 use codering_tests::{Backend, Fleet, Setup};
 use serde_json::{Value, json};
 
-use super::Section;
+use super::{BACKENDS, Section};
 use crate::{
     Bench,
-    measure::{Usage, grouped, median},
+    measure::{Usage, grouped, median_of},
     table::Row,
 };
 
 /// See the module.
 pub const SECTION: Section =
-    Section { name: "flow", about: "no-op tasks end to end, by number of workers", quick: true, run };
+    Section { name: "flow", about: "no-op tasks end to end, by number of workers", run };
 
 const ROUNDS: usize = 3;
 const SLOTS: u32 = 64;
@@ -24,13 +24,11 @@ const SUBMIT: Duration = Duration::from_secs(300);
 fn run(bench: &Bench) -> Vec<Row> {
     let tasks = bench.size(50_000, 10_000);
     let mut rows = Vec::new();
-    for (name, backend, asked) in
-        [("RabbitMQ", Backend::RabbitMq, 3_000.0), ("embedded queue", Backend::Embedded, 5_000.0)]
-    {
+    for ((name, backend), asked) in BACKENDS.into_iter().zip([3_000.0, 5_000.0]) {
         for workers in [1, 2, 4, 8] {
             let rounds = throughput(backend, workers, tasks, bench.size(ROUNDS, 1));
-            let rate = median(&rounds.iter().map(|round| round.rate).collect::<Vec<_>>());
-            let cpu = median(&rounds.iter().map(|round| round.cpu_per_task).collect::<Vec<_>>());
+            let rate = median_of(&rounds, |round| round.rate);
+            let cpu = median_of(&rounds, |round| round.cpu_per_task);
             let row = Row::new(
                 format!("no-op tasks a second, lease to recorded result, {name}, {workers} workers"),
                 format!("{} a second, {:.0} µs of brokerd's CPU each", grouped(rate), cpu * 1e6),
@@ -81,24 +79,24 @@ pub fn each_worker(fleet: &Fleet, workers: usize, verb: &str) {
 
 /// Simulated workers on leases of the length that is the default.
 pub fn simulated(backend: Backend, workers: usize, slots: u32) -> Fleet {
-    let mut setup = Setup::simulated(backend, workers, slots);
-    setup.broker = String::new();
-    let quiet = ("CODERING_LOG".into(), "warn".into());
-    setup.broker_environment.push(quiet.clone());
-    setup.worker_environment.push(quiet);
-    Fleet::start(setup)
+    Fleet::start(setup(backend, workers, slots))
+}
+
+/// How such a fleet is set up.
+pub fn setup(backend: Backend, workers: usize, slots: u32) -> Setup {
+    Setup { broker: String::new(), ..Setup::simulated(backend, workers, slots) }.quiet()
 }
 
 /// Submits a job of tasks that simulated workers end at once.
 pub fn submit(fleet: &Fleet, tasks: u64) -> String {
-    submit_as(fleet, "demo", tasks, "true")
+    submit_as(fleet, tasks, "true")
 }
 
-/// The same for a project, with what each task does.
-pub fn submit_as(fleet: &Fleet, project: &str, tasks: u64, command: &str) -> String {
+/// The same with what each task does.
+pub fn submit_as(fleet: &Fleet, tasks: u64, command: &str) -> String {
     let array = format!("1-{tasks}");
-    let args = ["submit", "--project", project, "--git", "https://localhost/none.git", "--array", &array];
-    let answer = fleet.ctl_within(&[&args[..], &["--output", "json", "--", command]].concat(), SUBMIT);
+    let args = ["--output", "json", "submit", "--project", "demo", "--git", "https://localhost/none.git"];
+    let answer = fleet.ctl_within(&[&args[..], &["--array", &array, "--", command]].concat(), SUBMIT);
     let job: Value = serde_json::from_slice(&answer).expect("JSON");
     job["job_id"].as_str().expect("an id").to_owned()
 }

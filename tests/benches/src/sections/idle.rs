@@ -2,10 +2,9 @@
 
 use std::{thread::sleep, time::Duration};
 
-use codering_tests::Backend;
 use serde_json::json;
 
-use super::{Section, flow::simulated};
+use super::{BACKENDS, Section, flow::simulated};
 use crate::{
     Bench,
     measure::{Usage, megabytes},
@@ -14,7 +13,7 @@ use crate::{
 
 /// See the module.
 pub const SECTION: Section =
-    Section { name: "idle", about: "memory, CPU and wake-ups of daemons at rest", quick: true, run };
+    Section { name: "idle", about: "memory, CPU and wake-ups of daemons at rest", run };
 
 /// What a start leaves to be done is over by then.
 const SETTLED: Duration = Duration::from_secs(5);
@@ -24,7 +23,7 @@ const BUSY_PERCENT: f64 = 0.5;
 fn run(bench: &Bench) -> Vec<Row> {
     let watched = bench.size(Duration::from_secs(60), Duration::from_secs(10));
     let mut rows = Vec::new();
-    for (name, backend) in [("RabbitMQ", Backend::RabbitMq), ("embedded queue", Backend::Embedded)] {
+    for (name, backend) in BACKENDS {
         let fleet = simulated(backend, 1, 4);
         sleep(SETTLED);
         let daemons = [("brokerd", fleet.broker_id()), ("workerd", fleet.worker_id(0))];

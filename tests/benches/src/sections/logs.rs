@@ -12,13 +12,13 @@ use serde_json::{Value, json};
 use super::{Section, real};
 use crate::{
     Bench,
-    measure::{Usage, megabytes, percentile, time},
+    measure::{Usage, megabytes, p50_p99, time},
     table::Row,
 };
 
 /// See the module.
 pub const SECTION: Section =
-    Section { name: "logs", about: "one task writing 100 MB/s, and the others", quick: true, run };
+    Section { name: "logs", about: "one task writing 100 MB/s, and the others", run };
 
 /// What it writes in a second, in pieces of 1 MB, if the way takes it.
 const RATE_MB: u64 = 100;
@@ -56,8 +56,7 @@ fn run(bench: &Bench) -> Vec<Row> {
         kept == OUTPUT_BYTES && result["stdout_truncated"] == true && result["outcome"] == "succeeded";
     let growth: Vec<_> =
         before.iter().zip(&after).map(|(before, after)| after.peak.saturating_sub(before.resident)).collect();
-    let percentiles = |waits: &[f64]| (percentile(waits, 50.0), percentile(waits, 99.0));
-    let ((p50, p99), (p50_alone, p99_alone)) = (percentiles(&beside), percentiles(&alone));
+    let ((p50, p99), (p50_alone, p99_alone)) = (p50_p99(&beside), p50_p99(&alone));
     vec![
         Row::new(
             format!("one task writing {wrote:.0} MB/s: growth of brokerd and workerd"),

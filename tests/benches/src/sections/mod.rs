@@ -17,7 +17,13 @@ mod sizes;
 mod submit;
 mod watch;
 
+use codering_tests::Backend;
+
 use crate::{Bench, table::Row};
+
+/// The queues that stand behind a broker, as the table calls them.
+const BACKENDS: [(&str, Backend); 2] =
+    [("RabbitMQ", Backend::RabbitMq), ("embedded queue", Backend::Embedded)];
 
 /// Rows that are measured together.
 pub struct Section {
@@ -25,8 +31,6 @@ pub struct Section {
     pub name: &'static str,
     /// What it measures, in a few words.
     pub about: &'static str,
-    /// It takes part in `--quick`.
-    pub quick: bool,
     /// Measures. It panics where it cannot.
     pub run: fn(&Bench) -> Vec<Row>,
 }

@@ -1,8 +1,8 @@
 //! Messages put through brokerd's gRPC, beside lapin that puts the same into RabbitMQ itself.
 
-use std::{collections::VecDeque, fs, time::Instant};
+use std::{collections::VecDeque, time::Instant};
 
-use codering_proto::v1::{PutRequest, queues_client::QueuesClient};
+use codering_proto::v1::PutRequest;
 use codering_tests::{Backend, Fleet, Setup};
 use futures::{StreamExt, stream::FuturesUnordered};
 use lapin::{
@@ -10,26 +10,21 @@ use lapin::{
     options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions, QueuePurgeOptions},
     types::{AMQPValue, FieldTable},
 };
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::{runtime::Runtime, sync::mpsc};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{
-    Request, Status,
-    metadata::{Ascii, MetadataValue},
-    service::{Interceptor, interceptor::InterceptedService},
-    transport::{Certificate, Channel, ClientTlsConfig, Endpoint},
-};
 
-use super::Section;
+use super::{Section, flow::setup};
 use crate::{
     Bench,
-    measure::{Usage, grouped, median},
+    client::Client,
+    measure::{Usage, grouped, median_of},
     table::Row,
 };
 
 /// See the module.
 pub const SECTION: Section =
-    Section { name: "publish", about: "messages put by gRPC, beside lapin with confirms", quick: true, run };
+    Section { name: "publish", about: "messages put by gRPC, beside lapin with confirms", run };
 
 /// Messages that wait for their confirm, on both sides.
 const WINDOW: usize = 256;
@@ -46,13 +41,13 @@ fn run(bench: &Bench) -> Vec<Row> {
     let (mut ours, mut peers, mut own) = (Vec::new(), Vec::new(), Vec::new());
     runtime.block_on(async {
         let raw = Raw::connect(&rabbitmq.rabbitmq().expect("an address")).await;
-        let (mut by_rabbitmq, mut by_embedded) = (connect(&rabbitmq).await, connect(&embedded).await);
+        let (by_rabbitmq, by_embedded) = (Client::connect(&rabbitmq).await, Client::connect(&embedded).await);
         // What a first message meets, none of the others does.
         for round in 0..=rounds {
             let count = if round == 0 { messages / 10 } else { messages };
-            let through_rabbitmq = put(&rabbitmq, &mut by_rabbitmq, count).await;
+            let through_rabbitmq = put(&rabbitmq, &by_rabbitmq, count).await;
             let by_lapin = raw.put(count).await;
-            let through_embedded = put(&embedded, &mut by_embedded, count).await;
+            let through_embedded = put(&embedded, &by_embedded, count).await;
             raw.purge().await;
             for fleet in [&rabbitmq, &embedded] {
                 let purged = fleet.json(&["queue", "purge", QUEUE, "--yes"]);
@@ -68,10 +63,9 @@ fn run(bench: &Bench) -> Vec<Row> {
     });
     rabbitmq.stop();
     embedded.stop();
-    let middle = |rounds: &[Put], of: fn(&Put) -> f64| median(&rounds.iter().map(of).collect::<Vec<_>>());
-    let (rate, cpu) = (middle(&ours, |put| put.rate), middle(&ours, |put| put.cpu));
-    let (own_rate, own_cpu) = (middle(&own, |put| put.rate), middle(&own, |put| put.cpu));
-    let raw_rate = median(&peers);
+    let (rate, cpu) = (median_of(&ours, |put| put.rate), median_of(&ours, |put| put.cpu));
+    let (own_rate, own_cpu) = (median_of(&own, |put| put.rate), median_of(&own, |put| put.cpu));
+    let raw_rate = median_of(&peers, |rate| *rate);
     let what = format!("messages a second put by gRPC, {BYTES} B, window {WINDOW}");
     let shown =
         |rate, cpu: f64| format!("{} a second, {:.0} µs of brokerd's CPU each", grouped(rate), cpu * 1e6);
@@ -91,11 +85,7 @@ fn run(bench: &Bench) -> Vec<Row> {
 
 /// A broker of queues alone: no worker.
 pub fn queues_only(backend: Backend, rabbitmq: Option<String>) -> Fleet {
-    let mut setup = Setup::simulated(backend, 0, 1);
-    setup.rabbitmq = rabbitmq;
-    setup.broker = String::new();
-    setup.broker_environment.push(("CODERING_LOG".into(), "warn".into()));
-    let fleet = Fleet::start(setup);
+    let fleet = Fleet::start(Setup { rabbitmq, ..setup(backend, 0, 1) });
     fleet.ctl(&["queue", "create", QUEUE]);
     fleet
 }
@@ -113,38 +103,14 @@ struct Put {
     cpu: f64,
 }
 
-/// Puts the token on every call, as coderingctl does.
-#[derive(Clone)]
-struct Bearer(MetadataValue<Ascii>);
-
-impl Interceptor for Bearer {
-    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        request.metadata_mut().insert("authorization", self.0.clone());
-        Ok(request)
-    }
-}
-
-type Queues = QueuesClient<InterceptedService<Channel, Bearer>>;
-
-/// Over TLS, as coderingctl connects.
-async fn connect(fleet: &Fleet) -> Queues {
-    let endpoints = fs::read_to_string(fleet.endpoints_file()).expect("the fleet wrote it");
-    let endpoints: Value = serde_json::from_str(&endpoints).expect("JSON");
-    let ca = fs::read_to_string(endpoints["ca"].as_str().expect("a path")).expect("the CA's certificate");
-    let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(ca));
-    let endpoint = Endpoint::from_shared(format!("https://{}", fleet.grpc())).expect("an address");
-    let channel = endpoint.tls_config(tls).expect("TLS").tcp_nodelay(true).connect().await.expect("brokerd");
-    let token = format!("Bearer {}", fleet.token()).parse().expect("a token");
-    QueuesClient::with_interceptor(channel, Bearer(token))
-}
-
 /// Sends another message for each that is confirmed, once a window is out.
-async fn put(fleet: &Fleet, queues: &mut Queues, count: usize) -> Put {
+async fn put(fleet: &Fleet, client: &Client, count: usize) -> Put {
     let messages: Vec<_> = (0..count).map(message).collect();
     let (sender, receiver) = mpsc::channel(WINDOW);
     let before = Usage::of(fleet.broker_id());
     let began = Instant::now();
-    let mut answers = queues.put(ReceiverStream::new(receiver)).await.expect("a stream").into_inner();
+    let mut answers =
+        client.queues().put(ReceiverStream::new(receiver)).await.expect("a stream").into_inner();
     let mut left = messages.into_iter().enumerate();
     let next = |(number, message)| {
         let queue = if number == 0 { QUEUE.to_owned() } else { String::new() };

@@ -6,19 +6,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use codering_tests::{Backend, Fleet, Setup, fixture, wait_for};
-use serde_json::{Value, json};
+use codering_tests::{Backend, Fleet, Setup, fixture, verdict::submit_line, wait_for};
+use serde_json::json;
 
 use super::Section;
 use crate::{
     Bench,
-    measure::{Usage, median, side_by_side, time},
+    measure::{Usage, median, median_of, side_by_side, time},
     table::Row,
 };
 
 /// See the module.
-pub const SECTION: Section =
-    Section { name: "real", about: "tasks in containers beside docker run", quick: true, run };
+pub const SECTION: Section = Section { name: "real", about: "tasks in containers beside docker run", run };
 
 const IMAGE: &str = "codering/base";
 const BOUND: Duration = Duration::from_secs(300);
@@ -56,10 +55,7 @@ fn beside_docker(slots: u32, tasks: u64, rounds: usize) -> Row {
         || docker_run(slots, tasks),
     );
     fleet.stop();
-    let phase = |name: &str| {
-        let all: Vec<_> = phases.iter().map(|phases| phases[name].as_f64().expect("a number")).collect();
-        median(&all)
-    };
+    let phase = |name: &str| median_of(&phases, |phases| phases[name].as_f64().expect("a number"));
     let (start, runs, cpu) = (phase("start"), phase("run"), median(&cpu));
     Row::new(
         format!("a real task `true` of one job, lease to recorded result, {slots} at once"),
@@ -118,15 +114,16 @@ pub fn repository(fleet: &Fleet, name: &str) -> String {
 
 /// Submits a job of tasks `true`.
 pub fn submit(fleet: &Fleet, git: &str, tasks: u64) -> String {
-    let array = format!("1-{tasks}");
-    let options = ["--project", "demo", "--git", git, "--array", &array, "--output", "json"];
-    let said = fleet.ctl(&[&["submit"], &options[..], &["--", "true"]].concat());
-    let job: Value = serde_json::from_slice(&said).expect("JSON");
-    job["job_id"].as_str().expect("an id").to_owned()
+    submit_line(fleet, git, tasks as usize, "true", &[])
 }
 
 /// Waits until all tasks of a job have succeeded.
 pub fn finished(fleet: &Fleet, job: &str) {
     let mut watch = fleet.command(&["watch", job, "--quiet"]);
     succeeded(&mut watch);
+}
+
+/// Removes an image with the layers that nothing else names.
+pub fn remove_image(image: &str) {
+    succeeded(Command::new("docker").args(["rmi", "--force", image]));
 }

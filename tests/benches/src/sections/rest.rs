@@ -24,17 +24,13 @@ use super::{
 };
 use crate::{
     Bench,
-    measure::{grouped, median, percentile, time},
+    measure::{grouped, median_of, p50_p99, time},
     table::Row,
 };
 
 /// See the module.
-pub const SECTION: Section = Section {
-    name: "rest",
-    about: "messages put by REST, beside RabbitMQ's management API",
-    quick: true,
-    run,
-};
+pub const SECTION: Section =
+    Section { name: "rest", about: "messages put by REST, beside RabbitMQ's management API", run };
 
 const CONNECTIONS: usize = 16;
 const TIMES: f64 = 6.0;
@@ -100,8 +96,11 @@ impl Round {
 }
 
 fn middle(rounds: &[Round]) -> Round {
-    let of = |figure: fn(&Round) -> f64| median(&rounds.iter().map(figure).collect::<Vec<_>>());
-    Round { rate: of(|round| round.rate), p50: of(|round| round.p50), p99: of(|round| round.p99) }
+    Round {
+        rate: median_of(rounds, |round| round.rate),
+        p50: median_of(rounds, |round| round.p50),
+        p99: median_of(rounds, |round| round.p99),
+    }
 }
 
 /// Where messages are posted, and how.
@@ -185,5 +184,6 @@ async fn hammer(target: Target, count: usize) -> Round {
     let times: Vec<_> =
         join_all(posting).await.into_iter().flat_map(|times| times.expect("no panic")).collect();
     let seconds = began.elapsed().as_secs_f64();
-    Round { rate: count as f64 / seconds, p50: percentile(&times, 50.0), p99: percentile(&times, 99.0) }
+    let (p50, p99) = p50_p99(&times);
+    Round { rate: count as f64 / seconds, p50, p99 }
 }

@@ -1,19 +1,19 @@
 //! Many tasks of one commit on several workers: each fetches it once and builds it once.
 
-use std::{process::Command, time::Instant};
+use std::time::Instant;
 
 use codering_tests::{Fleet, fixture, fleet::get};
 use serde_json::json;
 
 use super::{
     Section,
-    real::{self, finished, submit, succeeded},
+    real::{self, finished, remove_image, submit},
 };
 use crate::{Bench, measure::time, table::Row};
 
 /// See the module.
 pub const SECTION: Section =
-    Section { name: "shared", about: "fetches and builds of a commit that tasks share", quick: true, run };
+    Section { name: "shared", about: "fetches and builds of a commit that tasks share", run };
 
 fn run(bench: &Bench) -> Vec<Row> {
     let (workers, tasks) = bench.size((4, 1000), (2, 40));
@@ -28,7 +28,7 @@ fn run(bench: &Bench) -> Vec<Row> {
     let counts: Vec<_> = (0..workers).map(|number| counts(&fleet, number)).collect();
     let image = fleet.results(&job)[0]["image"].as_str().expect("a name").to_owned();
     fleet.stop();
-    succeeded(Command::new("docker").args(["rmi", "--force", &image]));
+    remove_image(&image);
     let most = |of: fn(&Counts) -> u64| counts.iter().map(of).max().expect("workers");
     let (fetches, builds) = (most(|counts| counts.fetches), most(|counts| counts.builds));
     // One Docker serves them all here, so that the first build may serve them all too.

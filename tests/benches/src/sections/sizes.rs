@@ -8,7 +8,7 @@ use super::Section;
 use crate::{Bench, measure::megabytes, table::Row};
 
 /// See the module.
-pub const SECTION: Section = Section { name: "sizes", about: "the binaries on disk", quick: true, run };
+pub const SECTION: Section = Section { name: "sizes", about: "the binaries on disk", run };
 
 const BINARIES: [&str; 3] = ["codering-brokerd", "codering-workerd", "coderingctl"];
 

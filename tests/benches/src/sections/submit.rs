@@ -5,17 +5,16 @@ use std::{process::Stdio, time::Duration};
 use codering_tests::{Backend, Fleet, rest};
 use serde_json::{Value, json};
 
-use super::{Section, flow::simulated};
+use super::{BACKENDS, Section, flow::simulated};
 use crate::{
     Bench,
-    measure::{Usage, grouped, median, time, took},
+    measure::{Usage, grouped, median_of, time, took},
     sqlite,
     table::Row,
 };
 
 /// See the module.
-pub const SECTION: Section =
-    Section { name: "submit", about: "submit of one large job, to its answer", quick: true, run };
+pub const SECTION: Section = Section { name: "submit", about: "submit of one large job, to its answer", run };
 
 const ROUNDS: usize = 3;
 /// For 100,000 tasks: seconds until the answer, and brokerd's processor time beyond SQLite's own.
@@ -28,10 +27,10 @@ fn run(bench: &Bench) -> Vec<Row> {
     let rounds = bench.size(ROUNDS, 1);
     let scale = tasks as f64 / 100_000.0;
     let mut rows = Vec::new();
-    for (name, backend) in [("RabbitMQ", Backend::RabbitMq), ("embedded queue", Backend::Embedded)] {
+    for (name, backend) in BACKENDS {
         for (way, submit) in [("coderingctl", by_ctl as Submit), ("REST, each task written out", by_rest)] {
             let measured: Vec<_> = (0..rounds).map(|_| once(backend, tasks, submit)).collect();
-            let figure = |of: fn(&Round) -> f64| median(&measured.iter().map(of).collect::<Vec<_>>());
+            let figure = |of: fn(&Round) -> f64| median_of(&measured, of);
             let (answered, cpu) = (figure(|r| r.answered), figure(|r| r.cpu));
             let (own, own_cpu) = (figure(|r| r.sqlite), figure(|r| r.sqlite_cpu));
             let beyond = figure(|r| r.cpu - r.sqlite_cpu);
