@@ -16,7 +16,7 @@ use serde_json::Value;
 const JOB: Duration = Duration::from_secs(900);
 /// What each daemon may at most have taken of memory, whatever a task writes.
 const DAEMON_MEMORY_BOUND_KB: u64 = 128 << 10;
-/// What the flood writes.
+/// What the flood would write: more than it gets rid of within its time.
 const FLOOD_BYTES: u64 = 10_000_000_000;
 /// What a task keeps of its output here.
 const OUTPUT_BYTES: usize = 64 << 10;
@@ -139,8 +139,8 @@ fn invariant_6_what_takes_all_it_can_get_is_bounded_and_the_next_task_runs_well(
         Attack {
             id: "flood",
             command: format!("exec head -c {FLOOD_BYTES} /dev/zero"),
-            limits: "timeout = '12m'",
-            outcome: "succeeded",
+            limits: "timeout = '60s'",
+            outcome: "timed_out",
         },
         attack("fork", "fork", "timeout = '5s'", "timed_out"),
         attack("memory", "memory", "", "out_of_memory"),
@@ -167,7 +167,7 @@ fn invariant_6_what_takes_all_it_can_get_is_bounded_and_the_next_task_runs_well(
     for daemon in ["codering-workerd", "codering-brokerd"] {
         let peak = peak_memory(dev.daemons(daemon)[0]);
         eprintln!("{daemon} took {peak} kB at most");
-        assert!(peak < DAEMON_MEMORY_BOUND_KB, "{daemon} took {peak} kB while {FLOOD_BYTES} B went through");
+        assert!(peak < DAEMON_MEMORY_BOUND_KB, "{daemon} took {peak} kB");
     }
     let total = |id: &str| {
         let line = stdout(&results[id]).lines().find_map(|line| line.strip_prefix("total "));

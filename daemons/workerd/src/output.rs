@@ -58,8 +58,8 @@ impl Capture {
         self.0.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// More of a stream.
-    pub fn push(&self, stream: Stream, data: &[u8]) {
+    /// More of a stream. Answers with how many bytes of it are beyond the limit.
+    pub fn push(&self, stream: Stream, data: &[u8]) -> usize {
         let mut kept = self.kept();
         let kept = &mut kept[stream as usize];
         let room = self.0.limit.saturating_sub(kept.data.len());
@@ -68,6 +68,7 @@ impl Capture {
         if room > 0 {
             self.0.grown.send_modify(|n| *n = n.wrapping_add(1));
         }
+        data.len().saturating_sub(room)
     }
 
     /// Begins anew, for a log that is read again from its start. What was streamed stays valid: the same bytes come.
@@ -104,8 +105,8 @@ mod tests {
     #[test]
     fn the_first_bytes_are_kept_and_the_rest_is_told_of() {
         let capture = Capture::new(5);
-        capture.push(Stream::Stdout, b"abc");
-        capture.push(Stream::Stdout, b"defg");
+        assert_eq!(capture.push(Stream::Stdout, b"abc"), 0);
+        assert_eq!(capture.push(Stream::Stdout, b"defg"), 2);
         capture.push(Stream::Stderr, b"12345");
         let (stdout, stderr) = capture.finish();
         assert_eq!(stdout, Bounded { data: b"abcde".to_vec(), truncated: true });

@@ -25,6 +25,9 @@ use crate::{
 
 /// For the rest of the output, once the command has ended.
 const DRAIN: Duration = Duration::from_secs(15);
+/// Bytes beyond its limit that a command gets rid of in a second; then its writes wait. Docker copies each three times, and
+/// at full speed that takes the processor from everybody else's tasks.
+const THROWN_AWAY_A_SECOND: f64 = 16e6;
 /// Between tries to kill a container.
 const KILL_AGAIN: Duration = Duration::from_secs(1);
 /// Then it is left to the orphans' sweep.
@@ -152,7 +155,7 @@ async fn drained_within(
 /// Takes the output from Docker's log, from its beginning.
 async fn again(control: &dyn Control, capture: &Capture) -> Result<(), Fault> {
     capture.reset();
-    let whole = read_again(control, |(stream, data)| capture.push(stream, &data)).await?;
+    let whole = read_again(control, |(stream, data)| _ = capture.push(stream, &data)).await?;
     if whole {
         return Ok(());
     }
@@ -166,7 +169,10 @@ async fn drain(
 ) -> Result<Millis, Unavailable> {
     while let Some(piece) = output.next().await {
         let (stream, data) = piece?;
-        capture.push(stream, &data);
+        let thrown_away = capture.push(stream, &data);
+        if thrown_away > 0 {
+            tokio::time::sleep(Duration::from_secs_f64(thrown_away as f64 / THROWN_AWAY_A_SECOND)).await;
+        }
     }
     Ok(now())
 }
@@ -240,5 +246,26 @@ async fn feed_results(
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::stream;
+
+    use super::*;
+    use crate::output::Stream;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_command_writes_beyond_its_limit_goes_slower_and_what_is_kept_does_not() {
+        let pieces = |count| stream::repeat(Bytes::from(vec![b'x'; 1000])).take(count);
+        let write = async |count, limit| {
+            let began = tokio::time::Instant::now();
+            let output = pieces(count).map(|piece| Ok((Stream::Stdout, piece))).boxed();
+            drain(output, Capture::new(limit)).await.expect("an end");
+            began.elapsed().as_secs_f64()
+        };
+        assert!(write(8000, 8_000_000).await < 0.1);
+        assert!(write(8000, 1000).await > 8e6 / THROWN_AWAY_A_SECOND);
     }
 }

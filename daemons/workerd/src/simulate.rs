@@ -11,7 +11,7 @@ use crate::{
     output::Stream,
 };
 
-/// Runs `sleep SECONDS`, `exit CODE` and `echo TEXT`, in a sequence separated by `;` or `&&`.
+/// Runs `sleep TIME` or `sleep SHORTEST-LONGEST`, `exit CODE` and `echo TEXT`, in a sequence separated by `;` or `&&`.
 pub(crate) async fn run(command: &Command, timeout: Duration, held: &Held) -> Result<Ended, Fault> {
     held.enter("run");
     held.runs_in("simulated", "simulated");
@@ -30,12 +30,15 @@ pub(crate) async fn run(command: &Command, timeout: Duration, held: &Held) -> Re
 async fn steps(line: &str, held: &Held) -> i32 {
     for step in line.split([';', '&']).map(str::trim) {
         match step.split_once(' ').map(|(word, rest)| (word, rest.trim())) {
-            Some(("sleep", seconds)) => {
-                let ms = codering_core::units::duration_ms(seconds).unwrap_or(0);
+            Some(("sleep", time)) => {
+                let (shortest, longest) = time.split_once('-').unwrap_or((time, time));
+                let ms = |time| codering_core::units::duration_ms(time).unwrap_or(0);
+                let (shortest, longest) = (ms(shortest), ms(longest));
+                let ms = rand::random_range(shortest..=longest.max(shortest));
                 tokio::time::sleep(Duration::from_millis(ms)).await;
             }
             Some(("exit", code)) => return code.parse().unwrap_or(0),
-            Some(("echo", text)) => held.capture.push(Stream::Stdout, format!("{text}\n").as_bytes()),
+            Some(("echo", text)) => _ = held.capture.push(Stream::Stdout, format!("{text}\n").as_bytes()),
             _ => {}
         }
     }
