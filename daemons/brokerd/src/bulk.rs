@@ -10,10 +10,10 @@ use sqlx::{AssertSqlSafe, Sqlite, query::Query, sqlite::SqliteArguments};
 const SIZES: [usize; 5] = [1, 4, 16, 64, 256];
 
 /// The most rows of one statement.
-pub(super) const MOST_ROWS: usize = SIZES[SIZES.len() - 1];
+pub(crate) const MOST_ROWS: usize = SIZES[SIZES.len() - 1];
 
 /// A statement with a table `v` of parameters in its middle; its columns are `column1` and so on.
-pub(super) struct Bulk {
+pub(crate) struct Bulk {
     head: &'static str,
     columns: usize,
     tail: &'static str,
@@ -21,12 +21,12 @@ pub(super) struct Bulk {
 }
 
 impl Bulk {
-    pub(super) const fn new(head: &'static str, columns: usize, tail: &'static str) -> Self {
+    pub(crate) const fn new(head: &'static str, columns: usize, tail: &'static str) -> Self {
         Self { head, columns, tail, texts: OnceLock::new() }
     }
 
     /// The statement for so many rows, at most [`MOST_ROWS`]. Bind all columns of all rows.
-    pub(super) fn query(&'static self, rows: usize) -> Query<'static, Sqlite, SqliteArguments> {
+    pub(crate) fn query(&'static self, rows: usize) -> Query<'static, Sqlite, SqliteArguments> {
         let texts = self.texts.get_or_init(|| SIZES.iter().map(|size| self.text(*size)).collect());
         let place = SIZES.iter().position(|size| *size >= rows).unwrap_or(SIZES.len() - 1);
         // The text is made of literals of this crate and question marks.

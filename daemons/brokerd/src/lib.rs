@@ -15,6 +15,7 @@
 pub mod api;
 pub mod auth;
 pub mod broker;
+mod bulk;
 pub mod config;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;

@@ -7,10 +7,12 @@ use sqlx::Row;
 
 use super::{
     batch::Batch,
-    bulk::{Bulk, MOST_ROWS},
     codec::{json, or_null, spec_or_null, state_code},
 };
-use crate::ledger::Task;
+use crate::{
+    bulk::{Bulk, MOST_ROWS},
+    ledger::Task,
+};
 
 static TASKS: Bulk = Bulk::new(
     "INSERT INTO tasks (number, job, id, seq, reduce, commit_id, state, not_before, attempt, user_failures,

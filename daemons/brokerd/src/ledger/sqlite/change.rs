@@ -7,11 +7,13 @@ use sqlx::Row;
 
 use super::{
     batch::Batch,
-    bulk::{Bulk, MOST_ROWS},
     codec::{or_null, outcome_code, state_code},
     writer::Swap,
 };
-use crate::ledger::{Attempt, Record, Swapped, TaskChange};
+use crate::{
+    bulk::{Bulk, MOST_ROWS},
+    ledger::{Attempt, Record, Swapped, TaskChange},
+};
 
 static READ: Bulk = Bulk::new(
     "SELECT v.column1, t.number, j.number, j.project, t.reduce, t.state, t.attempt, t.version FROM",

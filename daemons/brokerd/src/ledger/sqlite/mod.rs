@@ -5,12 +5,11 @@
 //! - [`change`]: compare-and-set; [`add`], [`delete`]: tasks that come and jobs that go.
 //! - [`jobs`], [`tasks`], [`results`], [`records`]: everything else, by what it is about.
 //! - [`audit`], [`snapshot`], [`restore`]: is it whole, a copy of it, and a copy in its place.
-//! - [`codec`]: rows to types and back; [`bulk`]: statements over many rows; [`error`]: what SQLite says.
+//! - [`codec`]: rows to types and back; [`error`]: what SQLite says.
 
 mod add;
 mod audit;
 mod batch;
-mod bulk;
 mod change;
 mod codec;
 mod delete;

@@ -12,18 +12,18 @@ use super::{
     settle::Row,
 };
 use crate::{
+    bulk::{Bulk, MOST_ROWS},
     migrations,
     queue::{DeadLetter, Message, QueueError, SHOWN_BYTES, shown_part},
 };
 
 type Result<T> = std::result::Result<T, sqlx::Error>;
 
-/// How many rows one insert statement takes; a rest goes singly, so that two statements stay prepared.
-const ROWS_AT_ONCE: usize = 16;
-const INSERT_ONE: &str = "INSERT INTO message (id, queue, priority, body) VALUES (?, ?, ?, ?)";
-const INSERT_MANY: &str = "INSERT INTO message (id, queue, priority, body) VALUES \
-    (?,?,?,?),(?,?,?,?),(?,?,?,?),(?,?,?,?),(?,?,?,?),(?,?,?,?),(?,?,?,?),(?,?,?,?),\
-    (?,?,?,?),(?,?,?,?),(?,?,?,?),(?,?,?,?),(?,?,?,?),(?,?,?,?),(?,?,?,?),(?,?,?,?)";
+static INSERT: Bulk = Bulk::new(
+    "INSERT INTO message (id, queue, priority, body) SELECT v.* FROM",
+    4,
+    "WHERE v.column1 IS NOT NULL",
+);
 
 /// The writing connection.
 pub(super) struct Store(SqliteConnection, SqliteConnectOptions);
@@ -208,17 +208,12 @@ impl Store {
     }
 
     pub(super) async fn insert(&mut self, rows: &[(i64, i64, Message)]) -> Result<()> {
-        let mut chunks = rows.chunks_exact(ROWS_AT_ONCE);
-        for chunk in chunks.by_ref() {
-            let mut query = sqlx::query(INSERT_MANY);
-            for (id, queue, message) in chunk {
+        for rows in rows.chunks(MOST_ROWS) {
+            let mut query = INSERT.query(rows.len());
+            for (id, queue, message) in rows {
                 query = query.bind(id).bind(queue).bind(message.priority).bind(&message.body[..]);
             }
             query.execute(&mut self.0).await?;
-        }
-        for (id, queue, message) in chunks.remainder() {
-            let query = sqlx::query(INSERT_ONE).bind(id).bind(queue);
-            query.bind(message.priority).bind(&message.body[..]).execute(&mut self.0).await?;
         }
         Ok(())
     }
