@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::{
-    Code, Command, Error, JobId, LimitsPatch, Outcome, ProjectName, Source, TaskId, TaskResult, TaskSpec,
+    Code, Command, Error, JobId, LimitsPatch, Outcome, ProjectName, Source, TaskId, TaskKey, TaskResult,
+    TaskSpec,
     result::Phases,
     spec::AttemptSpec,
     time::{from_rfc3339, rfc3339},
@@ -80,6 +81,11 @@ fn default_dockerfile() -> String {
 }
 
 impl TodoMessage {
+    /// Its task, where the message says of which job it is.
+    pub fn key(&self) -> Option<TaskKey> {
+        Some(TaskKey { job: self.job_id.clone()?, task: self.task_id.clone() })
+    }
+
     /// Reads and checks a message of `project`'s todo queue. Whatever bytes come, it answers with an error, never a panic.
     pub fn read(bytes: &[u8], project: &ProjectName) -> Result<Self, Error> {
         if bytes.len() > MAX_MESSAGE_BYTES {

@@ -1,7 +1,10 @@
 //! From the todo queue to a worker: a message is taken when a slot is free for it, the lease is recorded,
 //! the worker is told, and the message acked.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
 
 use codering_core::{
     AttemptSpec, Code, Error, JobSpec, Limits, ProjectName, QueueName, TaskKey, WorkerName,
@@ -44,6 +47,9 @@ pub(super) fn attempt_spec(
     }
 }
 
+/// The tasks that a fill's messages name, as the ledger had them.
+type Known = Result<HashMap<TaskKey, Task>, Error>;
+
 /// What became of a delivery, which decides how it is settled.
 enum Fate {
     /// Leased: the reservation became a busy slot.
@@ -62,6 +68,8 @@ impl Broker {
         let mut bell = self.queues.bell();
         while !self.stop.is_cancelled() {
             self.wait_for_room().await;
+            // Lets those who were just answered free their slots, too: one question for all of them.
+            tokio::task::yield_now().await;
             self.wake_waiting();
             let takes = self.scheduler().plan();
             for take in takes {
@@ -98,13 +106,31 @@ impl Broker {
             fault::reached(Point::MessagesTaken);
         }
         let got = u32::try_from(deliveries.len()).unwrap_or(take.max);
+        tracing::debug!(queue = %queue, asked = room, got, "taken");
         self.scheduler().took(&take, got);
         if got == room && room < take.max {
             self.scheduler().ring(&take.project);
         }
-        join_all(deliveries.into_iter().map(|d| self.lease_delivery(&take.project, d))).await;
+        let messages: Vec<_> =
+            deliveries.into_iter().map(|d| (TodoMessage::read(&d.body, &take.project), d)).collect();
+        let known = self.known_tasks(messages.iter().filter_map(|(m, _)| m.as_ref().ok()?.key())).await;
+        let known = &known;
+        let leases = messages.into_iter().map(async |(message, delivery)| {
+            let fate = self.lease_message(&take.project, message, known, delivery.redelivered).await;
+            self.settle_delivery(&take.project, fate, delivery).await;
+        });
+        join_all(leases).await;
         // Reservations were given back, or there may be more.
         self.dispatch.notify_one();
+    }
+
+    async fn known_tasks(&self, keys: impl Iterator<Item = TaskKey>) -> Known {
+        let keys: Vec<TaskKey> = keys.collect();
+        if keys.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let tasks = self.ledger.tasks_of(&keys).await?;
+        Ok(tasks.into_iter().map(|task| (task.key.clone(), task)).collect())
     }
 
     /// A project at one of its quotas adopts nothing: raw messages wait on its queue, which is not touched. Tasks that it
@@ -133,9 +159,8 @@ impl Broker {
         self.dispatch.notify_one();
     }
 
-    /// Leases one task; where that is not to be, its reservation is given back.
-    async fn lease_delivery(&self, project: &ProjectName, delivery: Delivery) {
-        let fate = self.lease_message(project, &delivery).await;
+    /// Acks a message, or what else became of it; where no slot became busy, its reservation is given back.
+    async fn settle_delivery(&self, project: &ProjectName, fate: Result<Fate, Error>, delivery: Delivery) {
         let settled = match &fate {
             Ok(Fate::Leased | Fate::Dropped) => {
                 let acked = delivery.settle.ack().await;
@@ -171,29 +196,32 @@ impl Broker {
         }
     }
 
-    async fn lease_message(&self, project: &ProjectName, delivery: &Delivery) -> Result<Fate, Error> {
-        let message = match TodoMessage::read(&delivery.body, project) {
+    async fn lease_message(
+        &self,
+        project: &ProjectName,
+        message: Result<TodoMessage, Error>,
+        known: &Known,
+        redelivered: bool,
+    ) -> Result<Fate, Error> {
+        let message = match message {
             Ok(message) => message,
             Err(error) => return Ok(Fate::Rejected(format!("{}: {error}", error.code.as_str()))),
         };
-        let task = match &message.job_id {
-            Some(job) => {
-                let key = TaskKey { job: job.clone(), task: message.task_id.clone() };
-                match self.ledger.task(&key).await? {
-                    Some(task) if task.project == *project => task,
-                    _ => {
-                        return Ok(Fate::Rejected(format!(
-                            "{}: there is no task {key}",
-                            Code::TaskNotFound.as_str()
-                        )));
-                    }
+        let task = match message.key() {
+            Some(key) => match known.as_ref().map_err(Error::clone)?.get(&key) {
+                Some(task) if task.project == *project => task.clone(),
+                _ => {
+                    return Ok(Fate::Rejected(format!(
+                        "{}: there is no task {key}",
+                        Code::TaskNotFound.as_str()
+                    )));
                 }
-            }
+            },
             // What a submit may not ask for, a raw message may not either.
             None if let Err(error) = self.check_limits(&message.task_spec()?.limits, "limits") => {
                 return Ok(Fate::Rejected(format!("{}: {error}", error.code.as_str())));
             }
-            None => match self.adopt(project, &message, delivery.redelivered).await {
+            None => match self.adopt(project, &message, redelivered).await {
                 Ok(Some(task)) => task,
                 Ok(None) => return Ok(Fate::Dropped),
                 Err(error) if error.code == Code::QuotaExceeded => return Ok(Fate::Held),
@@ -281,7 +309,8 @@ impl Broker {
             job.update(|j| j.started_at = now());
         }
         if !self.fleet.assign(worker, session, assigned.into()) {
-            self.expire(&token, "the worker went away before it had the task").await;
+            // Boxed, since it is rare: every lease under way would have room for it.
+            Box::pin(self.expire(&token, "the worker went away before it had the task")).await;
         }
         if starts {
             self.record_start(job).await;

@@ -230,6 +230,7 @@ impl Broker {
         let message = Message { body: body.into(), priority: spec.priority };
         self.put_making(todo, message).await?;
         fault::reached(Point::TaskPut);
+        tracing::debug!(job = %task.key.job, task = %task.key.task, "queued");
         // The message may be taken before this line: then the task is leased already, and that is as good.
         self.scheduler().ring(&task.project);
         self.dispatch.notify_one();

@@ -104,6 +104,9 @@ pub trait Ledger: Send + Sync + 'static {
     /// One task.
     async fn task(&self, key: &TaskKey) -> Result<Option<Task>>;
 
+    /// Those of up to 256 keys that there are, in no order: one read for all of them.
+    async fn tasks_of(&self, keys: &[TaskKey]) -> Result<Vec<Task>>;
+
     /// Stores `change` if the row still has `change.expected_version`; all of it or none.
     async fn swap_task(&self, change: TaskChange) -> Result<Swapped>;
 

@@ -223,6 +223,14 @@ impl Ledger for PlainLedger {
         Ok(self.tasks.get(key).filter(|_| self.visible(&key.job).is_some()).map(|row| row.task))
     }
 
+    async fn tasks_of(&self, keys: &[TaskKey]) -> Result<Vec<Task>> {
+        let mut tasks = Vec::new();
+        for key in keys {
+            tasks.extend(self.task(key).await?);
+        }
+        Ok(tasks)
+    }
+
     async fn swap_task(&self, change: TaskChange) -> Result<Swapped> {
         yield_now().await;
         if self.visible(&change.key.job).is_none() {

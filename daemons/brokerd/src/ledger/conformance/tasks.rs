@@ -19,6 +19,12 @@ pub(super) async fn suite(ledger: &dyn Ledger) {
     step(ledger, &key(&job, 5), Event::Expire { token: token(5) }, Record::Nothing).await;
     step(ledger, &key(&job, 5), leased_by(6), Record::Nothing).await;
 
+    let asked = [key(&job, 7), key(&job, 0), key(&job, 99), key(&job, 7)];
+    let mut found = seqs(&ledger.tasks_of(&asked).await.unwrap());
+    found.sort_unstable();
+    found.dedup();
+    assert_eq!(found, [0, 7]);
+
     let counts =
         TaskCounts { total: 8, queued: 3, running: 2, succeeded: 1, failed: 1, cancelled: 1, retried: 1 };
     assert_eq!(ledger.counts(&job.id).await.unwrap(), counts);

@@ -87,6 +87,10 @@ impl Ledger for SqliteLedger {
         tasks::get(&self.readers, key).await.map_err(failed)
     }
 
+    async fn tasks_of(&self, keys: &[TaskKey]) -> Result<Vec<Task>> {
+        tasks::of_keys(&self.readers, keys).await.map_err(failed)
+    }
+
     async fn swap_task(&self, change: TaskChange) -> Result<Swapped> {
         self.writer.swap(change).await
     }

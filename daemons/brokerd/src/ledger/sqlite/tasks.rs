@@ -10,7 +10,10 @@ use sqlx::{Sqlite, SqliteConnection, SqlitePool, query::Query, sqlite::SqliteArg
 use super::codec::{
     Columns, LEASED, PUBLISHED, STATES, SUCCEEDED, UNPUBLISHED, json, outcome_code, select_tasks, task,
 };
-use crate::ledger::{PAGE_BYTES, Stands, Task, TaskFilter, Usage};
+use crate::{
+    bulk::Bulk,
+    ledger::{PAGE_BYTES, Stands, Task, TaskFilter, Usage},
+};
 
 pub(super) async fn get(readers: &SqlitePool, key: &TaskKey) -> sqlx::Result<Option<Task>> {
     let row = sqlx::query(select_tasks!(
@@ -21,6 +24,22 @@ pub(super) async fn get(readers: &SqlitePool, key: &TaskKey) -> sqlx::Result<Opt
     .fetch_optional(readers)
     .await?;
     row.as_ref().map(task).transpose()
+}
+
+static OF_KEYS: Bulk = Bulk::new(
+    select_tasks!("FROM"),
+    2,
+    "CROSS JOIN jobs j ON j.id = v.column1 AND j.phase = 1
+     CROSS JOIN tasks t ON t.job = j.number AND t.id = v.column2",
+);
+
+pub(super) async fn of_keys(readers: &SqlitePool, keys: &[TaskKey]) -> sqlx::Result<Vec<Task>> {
+    let mut query = OF_KEYS.query(keys.len());
+    for key in keys {
+        query = query.bind(key.job.as_str()).bind(key.task.as_str());
+    }
+    let rows = query.fetch_all(readers).await?;
+    rows.iter().map(task).collect()
 }
 
 /// The codes that a filter lets through.
