@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     ledger::{Task, TaskChange},
-    queue::Delivery,
+    queue::{Delivery, Rung},
 };
 
 /// A task that no connected worker can run is looked at again after this, in milliseconds.
@@ -78,10 +78,13 @@ impl Broker {
             }
             tokio::select! {
                 () = self.dispatch.notified() => {}
-                rung = bell.changed() => {
-                    if rung.is_err() { return }
-                    self.scheduler().ring_all();
-                }
+                rung = bell.rung() => match rung {
+                    Some(Rung::Queues(queues)) => {
+                        queues.iter().for_each(|queue| self.scheduler().ring(&queue.project()));
+                    }
+                    Some(Rung::All) => self.scheduler().ring_all(),
+                    None => return,
+                },
                 () = self.stop.cancelled() => {}
             }
         }

@@ -73,7 +73,7 @@ impl Giving {
                 self.take().await?;
                 if self.waiting.is_empty() {
                     tokio::select! {
-                        _ = bell.changed() => {}
+                        _ = bell.rung() => {}
                         _ = results.changed() => {}
                         () = tokio::time::sleep(LOOK_AGAIN) => {}
                         () = self.to.closed() => return Err(Over),

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use codering_core::QueueName;
 use futures::{StreamExt, future::join_all, stream};
 
-use super::{Delivery, Depth, Message, QueueError, Queues};
+use super::{Delivery, Depth, Message, QueueError, Queues, Rung};
 
 /// The bound that [`Subjects::small`] has on messages of every queue of the projects `small`.
 pub(super) const SMALL_BOUND: usize = 10;
@@ -253,10 +253,10 @@ async fn the_bell_rings_when_another_puts(queues: &dyn Queues, foreign: &dyn Que
     queues.listen_to(vec![queue.clone()]);
     for round in 0..3 {
         let mut bell = queues.bell();
-        bell.mark_unchanged();
         put(foreign, &queue, "ding").await;
-        let rung = tokio::time::timeout(Duration::from_secs(5), bell.changed()).await;
-        assert!(rung.is_ok(), "the bell was silent in round {round}");
+        let rung = tokio::time::timeout(Duration::from_secs(5), bell.rung()).await;
+        let heard = Some(Rung::Queues([queue.clone()].into()));
+        assert_eq!(rung.expect("a ring in each round"), heard, "round {round}");
         ack(take(queues, &queue, 1).await).await;
     }
     queues.listen_to(Vec::new());

@@ -3,6 +3,7 @@
 //! A queue holds bytes, at least once, durably. It knows nothing of tasks: what a message means is the
 //! broker's business, and a message that was lost or doubled does no harm, since the ledger decides.
 
+mod bell;
 mod config;
 #[cfg(test)]
 mod conformance;
@@ -14,8 +15,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use codering_core::{Code, Error, QueueName};
-use tokio::sync::watch;
 
+use bell::Bell;
+pub use bell::{Listener, Rung};
 pub use config::{Backend, QueueConfig};
 
 /// How often a message is handed out before it is put among the dead letters: a backstop, since what a
@@ -177,9 +179,8 @@ pub trait Queues: Send + Sync + 'static {
     /// Says which queues the broker wants to hear of when messages arrive that others put (raw AMQP clients).
     fn listen_to(&self, queues: Vec<QueueName>);
 
-    /// Changes when messages may have arrived on queues that are listened to, or a lost backend is back:
-    /// the value counts, its reader looks at every queue that it cares for.
-    fn bell(&self) -> watch::Receiver<u64>;
+    /// Hears of queues that are listened to and may have new messages, and of a lost backend that is back.
+    fn bell(&self) -> Listener;
 
     /// Whether the backend does not know this broker: it is new, or it lost its data. `false` only after
     /// [`Queues::remember`].

@@ -31,9 +31,12 @@ use sqlx::{
     SqlitePool,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 
-use super::{DeadLetter, Delivery, Depth, Message, QueueConfig, QueueError, Queues, Result, SharedQueues};
+use super::{
+    Bell, DeadLetter, Delivery, Depth, Listener, Message, QueueConfig, QueueError, Queues, Result,
+    SharedQueues,
+};
 use books::Bounds;
 use writer::{Op, Writer};
 
@@ -49,7 +52,7 @@ const STEP_MESSAGES: i64 = 5_000;
 struct Shared {
     depths: Mutex<HashMap<QueueName, Depth>>,
     listened: Mutex<HashSet<QueueName>>,
-    bell: watch::Sender<u64>,
+    bell: Bell,
     /// Why the last group of calls could not be committed; `None` when it was.
     failure: Mutex<Option<QueueError>>,
 }
@@ -128,7 +131,7 @@ pub(super) async fn open(directory: &Path, config: &QueueConfig) -> Result<Share
     let shared = std::sync::Arc::new(Shared {
         depths: Mutex::default(),
         listened: Mutex::default(),
-        bell: watch::Sender::new(0),
+        bell: Bell::default(),
         failure: Mutex::default(),
     });
     let bounds = Bounds { messages: config.max_messages, bytes: config.max_bytes };
@@ -262,8 +265,8 @@ impl Queues for Embedded {
         *self.shared.listened.lock().unwrap_or_else(PoisonError::into_inner) = queues.into_iter().collect();
     }
 
-    fn bell(&self) -> watch::Receiver<u64> {
-        self.shared.bell.subscribe()
+    fn bell(&self) -> Listener {
+        self.shared.bell.listen()
     }
 
     async fn is_blank(&self) -> Result<bool> {

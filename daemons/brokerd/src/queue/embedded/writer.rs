@@ -2,6 +2,7 @@
 //! next group: alone, a call waits for its own fsync only; under load, some 256 share one.
 
 use std::{
+    collections::BTreeSet,
     sync::{Arc, PoisonError},
     time::Duration,
 };
@@ -80,7 +81,7 @@ pub(super) struct Writer {
     ops: mpsc::WeakSender<Op>,
     /// Settled in groups that could not be committed: they go back to their queues.
     owed: Vec<Row>,
-    rang: bool,
+    rang: BTreeSet<QueueName>,
 }
 
 pub(super) fn answer<T: Send + 'static>(reply: Reply<T>, value: Result<T>) -> Answer {
@@ -99,8 +100,17 @@ impl Writer {
         store.release_all().await?;
         let books = store.books().await?;
         let next_id = store.last_id().await? + 1;
-        let mut writer =
-            Self { store, books, bounds, next_id, shared, waiting, ops, owed: Vec::new(), rang: false };
+        let mut writer = Self {
+            store,
+            books,
+            bounds,
+            next_id,
+            shared,
+            waiting,
+            ops,
+            owed: Vec::new(),
+            rang: BTreeSet::new(),
+        };
         writer.publish_all();
         Ok(writer)
     }
@@ -160,8 +170,8 @@ impl Writer {
                 for answer in answers {
                     answer();
                 }
-                if std::mem::take(&mut self.rang) {
-                    self.shared.bell.send_modify(|count| *count += 1);
+                for queue in std::mem::take(&mut self.rang) {
+                    self.shared.bell.ring(queue);
                 }
             }
             Err(error) => {
@@ -170,7 +180,7 @@ impl Writer {
                 self.shared.set_failure(Some(store::told(&error)));
                 // Rows of an outage stay bounded by what was taken before it.
                 self.owed.extend(rows);
-                self.rang = false;
+                self.rang.clear();
                 // Dropping the calls answers them with the failure.
                 group.clear();
             }
@@ -186,7 +196,7 @@ impl Writer {
             Ok(()) => {
                 tracing::info!("queue.db can be written again");
                 self.shared.set_failure(None);
-                self.shared.bell.send_modify(|count| *count += 1);
+                self.shared.bell.ring_all();
             }
             Err(_) => self.store.roll_back().await,
         }
@@ -346,7 +356,8 @@ impl Writer {
     }
 
     pub(super) fn ring(&mut self, queue: i64) {
-        self.rang |= self.books.get(queue).is_some_and(|account| self.shared.is_listened(&account.name));
+        let account = self.books.get(queue).filter(|account| self.shared.is_listened(&account.name));
+        self.rang.extend(account.map(|account| account.name.clone()));
     }
 
     fn publish(&self, accounts: impl IntoIterator<Item = Account>) {

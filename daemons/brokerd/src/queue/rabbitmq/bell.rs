@@ -58,7 +58,6 @@ pub(super) async fn run(shared: Arc<Shared>) {
             .collect();
         // An error is the supervisor's to mend; here it is silence until the next round.
         let counts = link.counts(&due).await.unwrap_or_default();
-        let mut rings = false;
         for ((queue, _), count) in due.into_iter().zip(counts) {
             let ready = count.unwrap_or(0);
             let before = heard.get(&queue).copied();
@@ -67,11 +66,10 @@ pub(super) async fn run(shared: Arc<Shared>) {
                 if more { Some(now + QUICK_FOR) } else { before.and_then(|before| before.quick_until) };
             // What waits is told once a second anew, in case the last ring found no free slot.
             let waits = ready > 0 && before.is_none_or(|before| !before.is_quick(now));
-            rings |= more || waits;
+            if more || waits {
+                shared.bell.ring(queue.clone());
+            }
             heard.insert(queue, Heard { ready, quick_until, asked: now });
-        }
-        if rings {
-            shared.ring();
         }
         let now = Instant::now();
         let pause = if heard.values().any(|heard| heard.is_quick(now)) { QUICK } else { SLOW };

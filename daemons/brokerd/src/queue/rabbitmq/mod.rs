@@ -40,13 +40,11 @@ use lapin::{
     BasicProperties,
     uri::{AMQPScheme, AMQPUri},
 };
-use tokio::{
-    sync::{mpsc, watch},
-    time::timeout,
-};
+use tokio::{sync::mpsc, time::timeout};
 
 use super::{
-    DeadLetter, Delivery, Depth, Message, QueueConfig, QueueError, Queues, Result, Settle as _, SharedQueues,
+    DeadLetter, Delivery, Depth, Listener, Message, QueueConfig, QueueError, Queues, Result, Settle as _,
+    SharedQueues,
 };
 use shared::{PUT, Shared, State};
 use supervisor::Address;
@@ -204,8 +202,8 @@ impl Queues for RabbitMq {
         self.shared.listens.notify_one();
     }
 
-    fn bell(&self) -> watch::Receiver<u64> {
-        self.shared.bell.subscribe()
+    fn bell(&self) -> Listener {
+        self.shared.bell.listen()
     }
 
     async fn is_blank(&self) -> Result<bool> {

@@ -18,7 +18,7 @@ use tokio::{
 };
 
 use super::{letters, link::Link, publisher::Put, settle::Held};
-use crate::queue::{DeadLetter, Delivery, QueueError, Result, Settle as _};
+use crate::queue::{Bell, DeadLetter, Delivery, QueueError, Result, Settle as _};
 
 /// How long a put waits for a connection that is lost or blocked.
 const READY: Duration = Duration::from_secs(5);
@@ -42,7 +42,7 @@ pub(super) struct Shared {
     pub(super) known: Mutex<HashMap<QueueName, usize>>,
     pub(super) listened: Mutex<HashSet<QueueName>>,
     pub(super) listens: Notify,
-    pub(super) bell: watch::Sender<u64>,
+    pub(super) bell: Bell,
     pub(super) closing: watch::Sender<bool>,
     pub(super) closed: watch::Sender<bool>,
     /// Makes message ids: this run's, and a number.
@@ -114,7 +114,7 @@ impl Shared {
             known: Mutex::default(),
             listened: Mutex::default(),
             listens: Notify::new(),
-            bell: watch::Sender::new(0),
+            bell: Bell::default(),
             closing: watch::Sender::new(false),
             closed: watch::Sender::new(false),
             run_id: rand::random(),
@@ -130,10 +130,6 @@ impl Shared {
 
     pub(super) fn listened(&self) -> HashSet<QueueName> {
         self.listened.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    pub(super) fn ring(&self) {
-        self.bell.send_modify(|count| *count += 1);
     }
 
     pub(super) fn known(&self, queue: &QueueName) -> Option<usize> {
@@ -252,7 +248,7 @@ impl Shared {
         };
         match &done {
             Ok(()) if self.listened.lock().unwrap_or_else(PoisonError::into_inner).contains(queue) => {
-                self.ring()
+                self.bell.ring(queue.clone());
             }
             Err(QueueError::NotFound(_)) => self.forget(queue),
             _ => {}
@@ -283,7 +279,7 @@ impl Shared {
                 self.learn(&queue, left);
                 // Fewer than were asked for, and yet not all: whoever takes that for the end is told that it is not.
                 if got.len() < max && left > 0 {
-                    self.ring();
+                    self.bell.ring(queue.clone());
                 }
             }
             Err(QueueError::NotFound(_)) => self.forget(&queue),

@@ -94,7 +94,7 @@ pub(super) async fn run(shared: Arc<Shared>, address: Address, mut waiting: mpsc
                 said.clear();
                 shared.blocked.send_replace(None);
                 shared.state.send_replace(State::Up(link.clone()));
-                shared.ring();
+                shared.bell.ring_all();
                 let is_blocked = || shared.blocked.borrow().is_some();
                 let why = tokio::select! {
                     why = publisher::run(&channel, &mut waiting, closing.clone(), is_blocked) => why,

@@ -110,10 +110,9 @@ async fn it_mends_a_lost_connection_and_what_was_held_comes_again() {
     let held = queues.take(&queue, 1).await.expect("take").remove(0);
 
     let mut bell = queues.bell();
-    bell.mark_unchanged();
     vhost.close_connections();
     // The bell says that it is back.
-    timeout(Duration::from_secs(30), bell.changed()).await.expect("mended within 30 s").expect("open");
+    timeout(Duration::from_secs(30), bell.rung()).await.expect("mended within 30 s").expect("open");
     becomes("connected again", async || queues.connected().is_ok()).await;
     let stale = held.settle.ack().await.expect_err("its channel is gone");
     assert!(matches!(stale, QueueError::Unavailable(_)), "{stale:?}");
@@ -201,8 +200,7 @@ async fn plain_amqp_clients_share_the_queues_by_their_codering_names() {
     assert!(!queues.create(&queue).await.expect("create"), "the client's own queue is used as it is");
     queues.listen_to(vec![queue.clone()]);
     let mut bell = queues.bell();
-    bell.mark_unchanged();
-    timeout(Duration::from_secs(5), bell.changed()).await.expect("rings").expect("open");
+    timeout(Duration::from_secs(5), bell.rung()).await.expect("rings").expect("open");
     let mut taken = queues.take(&queue, 1).await.expect("take");
     assert_eq!(&taken[0].body[..], body);
     taken.remove(0).settle.reject("no task_id".to_owned()).await.expect("reject");
