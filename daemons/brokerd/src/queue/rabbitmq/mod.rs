@@ -56,6 +56,9 @@ const MOST_DEAD: usize = 1_000;
 /// Debian's bundle of authorities.
 const AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
 
+/// lapin holds 64 frames' worth of buffers per connection: 8 MB with RabbitMQ's own 128 KiB. Larger messages take more frames.
+const FRAME_BYTES: u32 = 32 << 10;
+
 /// The RabbitMQ backend.
 struct RabbitMq {
     shared: Arc<Shared>,
@@ -72,6 +75,7 @@ pub(super) async fn open(config: &QueueConfig) -> Result<SharedQueues> {
         uri.vhost = "/".to_owned();
     }
     uri.query.heartbeat.get_or_insert(10);
+    uri.query.frame_max.get_or_insert(FRAME_BYTES);
     if config.prefix.len() > 100 || config.prefix.contains(|c: char| !c.is_ascii_graphic()) {
         return refuse("queue.prefix has at most 100 printable ASCII characters");
     }
