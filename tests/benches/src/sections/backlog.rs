@@ -38,6 +38,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 const WARM_UP: u64 = 1_000;
 const SLOTS: u32 = 64;
 const MOST_TASKS_OF_A_JOB: u64 = 1_000_000;
+/// How long a job that lasts is worked on before it is watched.
+const WARM: Duration = Duration::from_secs(5);
 /// How much more a task may cost with most queued than with least.
 const ASKED: f64 = 1.2;
 const RESIDENT: u64 = 150_000_000;
@@ -119,8 +121,8 @@ fn measure(bench: &Bench, backend: Backend, queued: u64) -> Measured {
     }
     let (job, usage) = last.expect("a job was submitted");
     let watched = match lasts {
-        true => watch::measure(&fleet, &job.id, tasks),
-        false => watch::measure(&fleet, &queue(&fleet, tasks).id, tasks),
+        true => watch::measure(&fleet, &job.id, tasks, WARM),
+        false => watch::measure(&fleet, &queue(&fleet, tasks).id, tasks, Duration::ZERO),
     };
     fleet.stop();
     Measured {

@@ -34,14 +34,16 @@ pub struct Watched {
     updates: f64,
 }
 
-/// Watches a job of so many tasks, whose workers are paused until then or run already.
-pub fn measure(fleet: &Fleet, job: &str, tasks: u64) -> Watched {
+/// Watches a job of so many tasks, whose workers are paused until then or run already. Before that they run for `before`:
+/// brokerd keeps pages of a ledger that is written, watched or not.
+pub fn measure(fleet: &Fleet, job: &str, tasks: u64, before: Duration) -> Watched {
+    each_worker(fleet, 1, "resume");
+    sleep(before);
     let mut command = fleet.command(&["watch", job, "--output", "jsonl"]);
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("coderingctl starts");
     let lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
     let heard =
         thread::spawn(move || lines.map(|line| line.map(|_| Instant::now())).collect::<Result<Vec<_>, _>>());
-    each_worker(fleet, 1, "resume");
     let (ctl, broker) = (child.id(), fleet.broker_id());
     let began = Instant::now();
     let mut seen = Vec::new();
