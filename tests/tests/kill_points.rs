@@ -118,6 +118,7 @@ const STEPS: &[&str] = &[
 /// The ledger's methods that change nothing; whatever else it has is a step.
 const READS: &[&str] = &[
     "task",
+    "tasks_of",
     "job",
     "jobs_by_prefix",
     "jobs",
