@@ -15,7 +15,7 @@ use tokio::{
 };
 use toml::Table;
 
-use super::finding::Finding;
+use super::{finding::Finding, host};
 use crate::verbs::words;
 
 /// How long each of these may take.
@@ -77,6 +77,20 @@ impl Configured {
         })
     }
 
+    /// A file's path; a credential is where systemd puts those of the daemon's unit.
+    pub fn file(&self, section: &str, key: &str) -> Option<PathBuf> {
+        let written = self.text(section, key)?;
+        Some(match written.strip_prefix("credential:") {
+            Some(name) => PathBuf::from(format!("/run/credentials/codering-{}.service/{name}", self.daemon)),
+            None => written.into(),
+        })
+    }
+
+    /// Where it keeps everything.
+    pub fn data_dir(&self) -> PathBuf {
+        self.text("", "data_dir").unwrap_or_else(|| format!("/var/lib/codering/{}", self.daemon)).into()
+    }
+
     /// Whether something listens where the daemon is configured to.
     pub async fn port(&self, section: &str, key: &str, default: &str) -> Finding {
         let listen = self.text(section, key).unwrap_or_else(|| default.to_owned());
@@ -103,10 +117,10 @@ impl Configured {
         if let Some(url) = self.text("queue", "url") {
             return Ok(Some(url));
         }
-        let Some(file) = self.text("queue", "url_file") else { return Ok(None) };
+        let Some(file) = self.file("queue", "url_file") else { return Ok(None) };
         match std::fs::read_to_string(&file) {
             Ok(url) => Ok(Some(url.trim().to_owned())),
-            Err(error) => Err(format!("{file} cannot be read: {error}")),
+            Err(error) => Err(format!("{} cannot be read: {error}", file.display())),
         }
     }
 }
@@ -118,15 +132,19 @@ pub async fn connect(address: &str) -> io::Result<TcpStream> {
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
-/// Whether Docker answers on its socket.
-pub async fn docker(socket: &str) -> Finding {
+/// Whether Docker answers on its socket, and what it says of itself.
+pub async fn docker(socket: &str, wants_proxy: bool) -> Vec<Finding> {
     let path = socket.trim_start_matches("unix://");
     let asked = timeout(PATIENCE, async {
         let version = version(UnixStream::connect(path).await?).await?;
         Ok::<_, io::Error>((version, get(UnixStream::connect(path).await?, "/info").await?))
     });
     match asked.await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
-        Ok((version, info)) => confines(&format!("Docker {version} answers on {path}"), &info),
+        Ok((version, info)) => {
+            let mut findings = vec![confines(&format!("Docker {version} answers on {path}"), &info)];
+            findings.extend(host::docker(&info, wants_proxy));
+            findings
+        }
         Err(error) => {
             let mend = match error.kind() {
                 io::ErrorKind::PermissionDenied => {
@@ -135,11 +153,11 @@ pub async fn docker(socket: &str) -> Finding {
                 io::ErrorKind::NotFound => "sudo apt-get install docker.io && sudo systemctl start docker",
                 _ => "sudo systemctl restart docker",
             };
-            Finding::wrong(
+            vec![Finding::wrong(
                 "docker",
                 format!("Docker does not answer on {path}: {}", words::io_error(&error)),
                 mend,
-            )
+            )]
         }
     }
 }
@@ -280,7 +298,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_missing_docker_socket_says_how_to_get_docker() {
-        let finding = docker("/nowhere/docker.sock").await;
+        let finding = docker("/nowhere/docker.sock", false).await.remove(0);
         assert!(finding.mend.contains("apt-get install docker.io"), "{finding:?}");
         let finding = rabbitmq("amqp://guest:secret@127.0.0.1:1/").await;
         assert!(!finding.finding.contains("secret") && !finding.mend.is_empty(), "{finding:?}");

@@ -3,13 +3,14 @@
 
 mod broker;
 mod finding;
+mod host;
 mod local;
 mod tls;
 
 use std::path::Path;
 
 use clap::Args;
-use codering_core::{Code, Error};
+use codering_core::{Code, Error, time::Millis};
 
 use self::finding::{Finding, Verdict};
 use crate::context::Context;
@@ -29,14 +30,14 @@ pub async fn run(ctx: &Context, _: Doctor) -> Result<(), Error> {
     match ctx.target() {
         Ok(target) => {
             findings.extend(broker::look(&target, ctx.now()).await);
-            findings.extend(on_this_machine(Path::new("/"), target.is_dev()).await);
+            findings.extend(on_this_machine(Path::new("/"), target.is_dev(), ctx.now()).await);
         }
         Err(error) => {
             let mend = if error.hint.is_empty() { "coderingctl login --help".into() } else { error.hint };
             let place = if error.place.is_empty() { String::new() } else { format!("{}: ", error.place) };
             findings.push(Finding::wrong("target", format!("{place}{}", error.message), mend));
             // Whoever has no broker yet is about to run one here.
-            findings.extend(on_this_machine(Path::new("/"), true).await);
+            findings.extend(on_this_machine(Path::new("/"), true, ctx.now()).await);
         }
     }
     ctx.out.blocks(&findings, Finding::lines)?;
@@ -54,7 +55,7 @@ pub async fn run(ctx: &Context, _: Doctor) -> Result<(), Error> {
 }
 
 /// The daemons that are installed here, and what they need.
-async fn on_this_machine(root: &Path, runs_dev: bool) -> Vec<Finding> {
+async fn on_this_machine(root: &Path, runs_dev: bool, now: Millis) -> Vec<Finding> {
     let mut findings = Vec::new();
     let unreadable =
         |why: String| Finding::skipped("config", format!("{why}; run doctor as root to look there"));
@@ -62,8 +63,20 @@ async fn on_this_machine(root: &Path, runs_dev: bool) -> Vec<Finding> {
         Ok(Some(brokerd)) => {
             findings.push(brokerd.port("grpc", "listen", "0.0.0.0:7443").await);
             findings.push(brokerd.port("rest", "listen", "127.0.0.1:7480").await);
+            let dir = brokerd.data_dir();
+            findings.push(host::disk(&dir, brokerd.text("", "min_free_disk").as_deref()));
+            findings.push(host::log(&dir));
+            findings.push(host::sync(&dir));
+            let own = ["", "ca/ca.key", "admin.token", "tls/server.key"].map(|name| dir.join(name));
+            let named =
+                [("queue", "url_file"), ("tls", "key_file")].map(|(table, key)| brokerd.file(table, key));
+            let secrets: Vec<_> = own.into_iter().chain(named.into_iter().flatten()).collect();
+            findings.push(host::permissions(&secrets));
             match brokerd.rabbitmq() {
-                Ok(Some(url)) => findings.push(local::rabbitmq(&url).await),
+                Ok(Some(url)) => {
+                    findings.push(local::rabbitmq(&url).await);
+                    findings.extend(host::rabbitmq().await);
+                }
                 Ok(None) => {
                     findings.push(Finding::skipped("rabbitmq", "none is configured: the queue is embedded"))
                 }
@@ -78,9 +91,22 @@ async fn on_this_machine(root: &Path, runs_dev: bool) -> Vec<Finding> {
         Ok(Some(workerd)) => {
             findings.push(workerd.port("listen", "metrics", "127.0.0.1:7481").await);
             let socket = workerd.text("docker", "socket").unwrap_or_else(|| default_socket.into());
-            findings.push(local::docker(&socket).await);
+            let wants_proxy = workerd.text("proxy", "https").is_some();
+            findings.extend(local::docker(&socket, wants_proxy).await);
+            let dir = workerd.data_dir();
+            findings.push(host::disk(&dir, workerd.text("", "min_free_disk").as_deref()));
+            findings.push(host::worker_certificate(&dir, now));
+            let named = [
+                ("enroll", "token_file"),
+                ("git", "ssh_key_file"),
+                ("git", "credentials_file"),
+                ("docker", "credentials_file"),
+            ]
+            .map(|(table, key)| workerd.file(table, key));
+            let secrets = [dir.clone(), dir.join("tls/worker.key")].into_iter();
+            findings.push(host::permissions(&secrets.chain(named.into_iter().flatten()).collect::<Vec<_>>()));
         }
-        Ok(None) if runs_dev => findings.push(local::docker(default_socket).await),
+        Ok(None) if runs_dev => findings.extend(local::docker(default_socket, false).await),
         Ok(None) => findings.push(Finding::skipped("workerd", "is not installed on this machine")),
         Err(why) => findings.push(unreadable(why)),
     }

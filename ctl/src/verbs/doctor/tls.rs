@@ -56,6 +56,13 @@ pub fn certificates(pem: &str) -> Result<Vec<(CertificateDer<'static>, Millis)>,
     if found.is_empty() { Err("it holds no certificate".into()) } else { Ok(found) }
 }
 
+/// From when until when a certificate is valid.
+pub fn life(pem: &str) -> Result<(Millis, Millis), String> {
+    let (der, ends) = certificates(pem)?.swap_remove(0);
+    let (_, parsed) = x509_parser::parse_x509_certificate(&der).map_err(|e| e.to_string())?;
+    Ok((parsed.validity().not_before.timestamp().saturating_mul(1000), ends))
+}
+
 /// When a certificate ends, and the names that it is for.
 fn facts(certificate: &CertificateDer<'_>) -> Option<(Millis, Vec<String>)> {
     use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
