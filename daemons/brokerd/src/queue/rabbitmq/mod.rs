@@ -65,8 +65,8 @@ struct RabbitMq {
     max_message_bytes: usize,
 }
 
-/// Starts connecting; returns when connected, or shortly after when RabbitMQ is away.
-pub(super) async fn open(config: &QueueConfig) -> Result<SharedQueues> {
+/// Reads where RabbitMQ is; again before each connection, so that a password may change in its file.
+fn address(config: &QueueConfig) -> Result<Address> {
     let refuse = |why: &str| Err(QueueError::Unavailable(why.to_owned()));
     let Ok(mut uri) = config.address()?.parse::<AMQPUri>() else {
         return refuse("the address of RabbitMQ is not of the form amqp://user:password@host:5672/vhost");
@@ -76,9 +76,6 @@ pub(super) async fn open(config: &QueueConfig) -> Result<SharedQueues> {
     }
     uri.query.heartbeat.get_or_insert(10);
     uri.query.frame_max.get_or_insert(FRAME_BYTES);
-    if config.prefix.len() > 100 || config.prefix.contains(|c: char| !c.is_ascii_graphic()) {
-        return refuse("queue.prefix has at most 100 printable ASCII characters");
-    }
     let authorities = match (&uri.scheme, &config.ca_file) {
         (AMQPScheme::AMQP, _) => None,
         (AMQPScheme::AMQPS, file) => {
@@ -89,9 +86,19 @@ pub(super) async fn open(config: &QueueConfig) -> Result<SharedQueues> {
             }
         }
     };
+    Ok(Address { uri, authorities })
+}
+
+/// Starts connecting; returns when connected, or shortly after when RabbitMQ is away.
+pub(super) async fn open(config: &QueueConfig) -> Result<SharedQueues> {
+    address(config)?;
+    if config.prefix.len() > 100 || config.prefix.contains(|c: char| !c.is_ascii_graphic()) {
+        let why = "queue.prefix has at most 100 printable ASCII characters";
+        return Err(QueueError::Unavailable(why.to_owned()));
+    }
     let (puts, waiting) = mpsc::channel(WAITING_PUTS);
     let shared = Arc::new(Shared::new(config.prefix.clone(), puts));
-    tokio::spawn(supervisor::run(shared.clone(), Address { uri, authorities }, waiting));
+    tokio::spawn(supervisor::run(shared.clone(), config.clone(), waiting));
     tokio::spawn(bell::run(shared.clone()));
     // Without it, what starts with brokerd would meet a connection that is not there yet.
     let mut state = shared.state.subscribe();

@@ -12,6 +12,7 @@ use lapin::{
 use tokio::{sync::mpsc, time::timeout};
 
 use super::{
+    QueueConfig,
     link::Link,
     publisher::{self, Put},
     shared::{Shared, State},
@@ -82,12 +83,16 @@ async fn lost(connection: &Connection, shared: &Shared) -> String {
 }
 
 /// Runs until the backend is closed.
-pub(super) async fn run(shared: Arc<Shared>, address: Address, mut waiting: mpsc::Receiver<Put>) {
+pub(super) async fn run(shared: Arc<Shared>, config: QueueConfig, mut waiting: mpsc::Receiver<Put>) {
     let mut closing = shared.closing.subscribe();
     let mut pause = FIRST_PAUSE;
     let mut said = String::new();
     while !*closing.borrow() {
-        let why = match connect(&address).await {
+        let connected = match super::address(&config) {
+            Ok(address) => connect(&address).await,
+            Err(error) => Err(error.to_string()),
+        };
+        let why = match connected {
             Ok((out, channel, link)) => {
                 tracing::info!("connected to RabbitMQ");
                 pause = FIRST_PAUSE;

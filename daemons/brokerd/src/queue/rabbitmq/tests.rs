@@ -235,3 +235,26 @@ async fn the_delivery_limit_of_the_shipped_policies_leaves_readable_dead_letters
     assert_eq!(queues.requeue_dead(&dead, Some(vec![letter.id])).await.expect("requeue"), 1);
     becomes("it is back", async || queues.depth(&queue).await.expect("depth").ready == 1).await;
 }
+
+#[tokio::test]
+async fn a_password_that_changed_in_its_file_is_used_by_the_next_connection() {
+    let vhost = Vhost::make("password");
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("rabbitmq.url");
+    let uri: AMQPUri = vhost.url.parse().expect("an address");
+    let (user, password) = (uri.authority.userinfo.username, uri.authority.userinfo.password);
+    let (right, other) = (format!("//{user}:{password}@"), format!("//{user}:changed@"));
+    let wrong = vhost.url.replacen(&right, &other, 1);
+    assert_ne!(wrong, vhost.url);
+    std::fs::write(&file, wrong).expect("written");
+    let config = QueueConfig { url_file: Some(file.clone()), ..QueueConfig::default() };
+    let queues = crate::queue::open(&config).await.expect("opened");
+    assert!(queues.connected().is_err(), "a wrong password was accepted");
+    std::fs::write(&file, &vhost.url).expect("written");
+    let began = std::time::Instant::now();
+    while queues.connected().is_err() {
+        assert!(began.elapsed() < std::time::Duration::from_secs(60), "{:?}", queues.connected());
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    queues.close().await;
+}
