@@ -348,6 +348,30 @@ impl Fleet {
         });
     }
 
+    /// Has the broker read its configuration again, and waits until it has.
+    pub fn reload_broker(&self) {
+        let told = |log: String| {
+            log.matches("read again: ").count() + log.matches("is refused, the old one").count()
+        };
+        let before = told(self.broker_log());
+        self.broker.as_ref().expect("the broker runs").signal(Signal::HUP);
+        wait_for("the broker read its configuration again", START, || {
+            (told(self.broker_log()) > before).then_some(())
+        });
+    }
+
+    /// The same of a worker.
+    pub fn reload_worker(&self, number: usize) {
+        let told = |log: String| {
+            log.matches("read again: ").count() + log.matches("is refused, the old one").count()
+        };
+        let before = told(self.worker_log(number));
+        self.workers[number].as_ref().expect("the worker runs").signal(Signal::HUP);
+        wait_for("the worker read its configuration again", START, || {
+            (told(self.worker_log(number)) > before).then_some(())
+        });
+    }
+
     /// Kills the broker without warning.
     pub fn kill_broker(&mut self) {
         self.broker.take().expect("the broker runs");

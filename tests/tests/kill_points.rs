@@ -10,7 +10,7 @@ use codering_tests::{Backend, Kept, Setup, binary};
 use scenarios::{Scenario, Stage, scenario};
 
 /// Workers that join in the scenarios, one in each: a name is taken once its worker was seen.
-const NEWCOMERS: usize = 5;
+const NEWCOMERS: usize = 6;
 
 /// Points whose step needs Docker and git; the others are passed by workers that pretend.
 fn is_real(point: Point) -> bool {

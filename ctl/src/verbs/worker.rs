@@ -81,7 +81,7 @@ pub enum Verb {
     /// Make a token with which a new worker joins; it is printed once, on stdout.
     #[command(after_help = "Examples:\n  \
         coderingctl worker token > join_token\n  \
-        coderingctl worker token --name rack2 --ttl 24h | ssh w7 'sudo tee /etc/codering/join_token' > /dev/null")]
+        coderingctl worker token --name rack2 --ttl 24h | ssh w7 sudo codering-workerd enroll --broker HOST --token-file -")]
     Token {
         /// What to call the token in `token list`. Called like a worker that is there, it replaces that worker's machine.
         #[arg(long, default_value = "for a new worker")]
@@ -120,8 +120,9 @@ pub async fn run(ctx: &Context, verb: Verb) -> Result<(), Error> {
         Verb::Revoke { name, yes } => revoke(ctx, &broker, &name, yes).await,
         Verb::Token { name, ttl } => {
             let created = token::create(&broker, name, Role::Worker, Vec::new(), ttl.as_secs()).await?;
+            let broker = ctx.target().map_or_else(|_| "HOST".to_owned(), |target| target.address);
             ctx.out.note(format!(
-                "a worker joins with it within {}: set [enroll] token_file in its /etc/codering/workerd.toml",
+                "on the new worker, within {}: sudo codering-workerd enroll --broker {broker} --token TOKEN",
                 codering_core::units::show_duration(ttl.as_millis() as u64)
             ));
             token::print_secret(ctx, &created)

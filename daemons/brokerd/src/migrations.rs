@@ -11,9 +11,10 @@ use sqlx::{
 /// A file of `migrations/`: its number, its name and what is in it.
 type File = (i64, &'static str, &'static str);
 
-const LEDGER_FILES: [File; 2] = [
+const LEDGER_FILES: [File; 3] = [
     (1, "ledger", include_str!("../migrations/ledger/0001_ledger.sql")),
     (2, "finished", include_str!("../migrations/ledger/0002_finished.sql")),
+    (3, "renewal", include_str!("../migrations/ledger/0003_renewal.sql")),
 ];
 const QUEUE_FILES: [File; 1] = [(1, "queues", include_str!("../migrations/queue/0001_queues.sql"))];
 

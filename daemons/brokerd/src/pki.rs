@@ -1,24 +1,37 @@
-//! brokerd's own CA and what it shows with it: made at the first start, renewed at later ones.
+//! brokerd's own CA and what it shows with it: made at the first start, renewed while it runs and at later starts.
 
-use std::{path::Path, sync::Arc};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use codering_core::{Code, Error, time::Millis};
-use codering_kit::tls::{self, Ca, write_private, write_public};
+use codering_kit::{
+    live::Live,
+    shutdown::Shutdown,
+    tls::{self, Ca, write_private, write_public},
+};
 use rustls::ServerConfig;
 
 use crate::{broker::now, config::Config};
 
-/// A server certificate with less time left is made anew at the start.
+/// A server certificate with less time left is made anew.
 const RENEW_BEFORE_MS: Millis = 180 * 86_400_000;
+/// How often its time is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(6 * 3600);
 
 /// The CA and the two servers' TLS.
+#[derive(Clone)]
 pub struct Pki {
     /// Signs workers' certificates.
     pub ca: Arc<Ca>,
     /// For gRPC: shows brokerd's own certificate and asks workers for theirs.
-    pub grpc: Arc<ServerConfig>,
+    pub grpc: Live<ServerConfig>,
     /// For REST, where it has TLS.
-    pub rest: Option<Arc<ServerConfig>>,
+    pub rest: Option<Live<ServerConfig>>,
+}
+
+/// What is shown next, once all of a new configuration was found good.
+pub struct Shown {
+    grpc: ServerConfig,
+    rest: Option<ServerConfig>,
 }
 
 impl Pki {
@@ -28,15 +41,54 @@ impl Pki {
     /// [`Code::ConfigInvalid`] with the file and what to do about it.
     pub fn open(config: &Config) -> Result<Self, Error> {
         let ca = Arc::new(Ca::at(&config.data_dir.join("ca"))?);
-        let (chain, key) = own_certificate(&ca, &config.data_dir.join("tls"), &names(&config.public_names))?;
-        let grpc = tls::server_config(chain.as_bytes(), key.as_bytes(), Some(ca.pem().as_bytes()))?;
-        let rest = match (config.rest_tls, &config.rest_certificate) {
-            (false, _) => None,
-            (true, None) => Some(tls::server_config(chain.as_bytes(), key.as_bytes(), None)?),
-            (true, Some((chain, key))) => Some(given_certificate(chain, key)?),
-        };
-        Ok(Self { ca, grpc: Arc::new(grpc), rest: rest.map(Arc::new) })
+        let shown = read_all(&ca, config, &config.data_dir)?;
+        Ok(Self { ca, grpc: Live::new(shown.grpc), rest: shown.rest.map(Live::new) })
     }
+
+    /// Reads and makes what this configuration asks for, in the data directory that was opened; shows none of it yet.
+    ///
+    /// # Errors
+    /// Those of [`Pki::open`].
+    pub fn read(&self, config: &Config, data_dir: &Path) -> Result<Shown, Error> {
+        read_all(&self.ca, config, data_dir)
+    }
+
+    /// From now on new connections are shown this. Whether REST has TLS stays as it was.
+    pub fn show(&self, shown: Shown) {
+        self.grpc.set(shown.grpc);
+        if let (Some(live), Some(rest)) = (&self.rest, shown.rest) {
+            live.set(rest);
+        }
+    }
+
+    /// Renews brokerd's own certificate before its time is over, as long as the process runs. `config` is the one in force.
+    pub async fn keep_valid(self, config: Live<Config>, data_dir: std::path::PathBuf, shutdown: Shutdown) {
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+                () = shutdown.begun() => return,
+            }
+            self.look(&config.get(), &data_dir);
+        }
+    }
+
+    fn look(&self, config: &Config, data_dir: &Path) {
+        match self.read(config, data_dir) {
+            Ok(shown) => self.show(shown),
+            Err(error) => tracing::error!("the certificates were not renewed: {error}"),
+        }
+    }
+}
+
+fn read_all(ca: &Ca, config: &Config, data_dir: &Path) -> Result<Shown, Error> {
+    let (chain, key) = own_certificate(ca, &data_dir.join("tls"), &names(&config.public_names))?;
+    let grpc = tls::server_config(chain.as_bytes(), key.as_bytes(), Some(ca.pem().as_bytes()))?;
+    let rest = match (config.rest_tls, &config.rest_certificate) {
+        (false, _) => None,
+        (true, None) => Some(tls::server_config(chain.as_bytes(), key.as_bytes(), None)?),
+        (true, Some((chain, key))) => Some(given_certificate(chain, key)?),
+    };
+    Ok(Shown { grpc, rest })
 }
 
 /// A certificate that the configuration names.
@@ -112,6 +164,28 @@ mod tests {
         assert_eq!(mode & 0o777, 0o600);
         std::fs::write(tls.join("server.key"), "damaged").expect("written");
         assert_ne!(own_certificate(&ca, &tls, &names(&["localhost", "broker.lan"])).expect("made"), more);
+    }
+
+    #[test]
+    fn a_certificate_that_nears_its_end_is_made_anew_while_it_is_shown() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join("brokerd.toml");
+        std::fs::write(&file, format!("data_dir = '{}'", directory.path().display())).expect("written");
+        let config = Config::load(Some(&file)).expect("valid");
+        let pki = Pki::open(&config).expect("opened");
+        let chain = directory.path().join("tls/server.pem");
+        let first = std::fs::read_to_string(&chain).expect("made");
+        let shown = pki.grpc.get();
+        pki.look(&config, &config.data_dir);
+        assert_eq!(std::fs::read_to_string(&chain).expect("there"), first, "it has years left");
+        let days = std::time::Duration::from_secs(170 * 86_400);
+        let short = pki.ca.issue_server_for(&super::names(&config.public_names), days).expect("made");
+        std::fs::write(directory.path().join("tls/server.key"), &short.key_pem).expect("written");
+        std::fs::write(&chain, &short.chain_pem).expect("written");
+        pki.look(&config, &config.data_dir);
+        let renewed = std::fs::read_to_string(&chain).expect("there");
+        assert!(renewed != first && renewed != short.chain_pem);
+        assert!(!Arc::ptr_eq(&shown, &pki.grpc.get()), "the old one is shown still");
     }
 
     #[test]

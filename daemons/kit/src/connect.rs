@@ -1,6 +1,6 @@
 //! Calling a broker over gRPC with a rustls configuration of our own.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use codering_core::{Code, Error, ids::shown};
 use hyper_util::rt::TokioIo;
@@ -9,6 +9,11 @@ use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tonic::transport::{Channel, Endpoint, Uri};
 
+use crate::{
+    live::Live,
+    proxy::{Hop, Proxy},
+};
+
 /// How long a connection may take, its handshake included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// A silent connection is asked for a sign of life, so that one which is dead and was never closed is noticed without any
@@ -16,11 +21,25 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A channel to `https://host:port` that connects when it is first used, and again whenever it was lost.
+/// A channel to `https://host:port` that connects when it is first used, and again whenever it was lost; each time with the
+/// newest `tls`.
 ///
 /// # Errors
 /// [`Code::InvalidInput`] when the address is not of that form.
-pub fn channel(broker: &str, tls: Arc<ClientConfig>) -> Result<Channel, Error> {
+pub fn channel(broker: &str, tls: impl Into<Live<ClientConfig>>) -> Result<Channel, Error> {
+    channel_by(broker, tls, Live::new(Proxy::default()))
+}
+
+/// The same, through the newest `proxy` where that is the way to the broker.
+///
+/// # Errors
+/// As for [`channel`].
+pub fn channel_by(
+    broker: &str,
+    tls: impl Into<Live<ClientConfig>>,
+    proxy: Live<Proxy>,
+) -> Result<Channel, Error> {
+    let tls = tls.into();
     let wrong = || {
         Error::new(Code::InvalidInput, format!("`{}` is no broker's address", shown(broker)))
             .hint("it has the form https://host:7443")
@@ -32,7 +51,6 @@ pub fn channel(broker: &str, tls: Arc<ClientConfig>) -> Result<Channel, Error> {
     }
     let port = uri.port_u16().unwrap_or(7443);
     let name = ServerName::try_from(host.clone()).map_err(|_| wrong())?;
-    let connector = TlsConnector::from(tls);
     // tonic takes an https address for its own TLS only, so it is told http and the requests say https.
     let inner: Uri = format!("http://{}", uri.authority().ok_or_else(wrong)?).parse().map_err(|_| wrong())?;
     let endpoint = Endpoint::from(inner)
@@ -42,8 +60,9 @@ pub fn channel(broker: &str, tls: Arc<ClientConfig>) -> Result<Channel, Error> {
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .keep_alive_while_idle(true);
     Ok(endpoint.connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
-        let (host, name, connector) = (host.clone(), name.clone(), connector.clone());
-        async move { open(&host, port, name, connector).await.map(TokioIo::new) }
+        let (host, name, connector) = (host.clone(), name.clone(), TlsConnector::from(tls.get()));
+        let hop = proxy.get().to(&host, port);
+        async move { open(&host, port, name, connector, hop).await.map(TokioIo::new) }
     })))
 }
 
@@ -52,8 +71,12 @@ async fn open(
     port: u16,
     name: ServerName<'static>,
     connector: TlsConnector,
+    hop: Option<Hop>,
 ) -> std::io::Result<TlsStream<TcpStream>> {
-    let stream = TcpStream::connect((host, port)).await?;
+    let stream = match hop {
+        Some(hop) => hop.connect(host, port).await?,
+        None => TcpStream::connect((host, port)).await?,
+    };
     stream.set_nodelay(true)?;
     connector.connect(name, stream).await
 }

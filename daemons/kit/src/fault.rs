@@ -106,11 +106,14 @@ points! {
     TokenRevoked "brokerd.token.revoked" "a revoked token"
     JoinTokenSpent "brokerd.enrol.token-spent" "a join token that is used up, and no worker: another token is needed"
     WorkerEnrolled "brokerd.enrol.recorded" "a worker that never got its certificate: another token is needed"
+    CertificateRenewed "brokerd.renew.recorded" "a worker without its new certificate: the one that it has is good still, and it asks again"
 
     CertificateAsked "workerd.enrol.answered" "a worker that is enrolled and has no certificate: another token is needed"
     KeyWritten "workerd.enrol.key-written" "the same, with a key"
     CaWritten "workerd.enrol.ca-written" "the same, with the CA"
     CertificateWritten "workerd.enrol.certificate-written" "an enrolled worker"
+    NextCertificateWritten "workerd.renew.certificate-written" "the new certificate and its key, to be moved: done at the start"
+    NextKeyMoved "workerd.renew.key-moved" "the new key beside the old certificate: the certificate is moved at the start"
 
     Assigned "workerd.attempt.assigned" "a lease without its attempt: ended when the worker comes back without it"
     MirrorFetched "workerd.checkout.fetched" "the same, with a mirror"

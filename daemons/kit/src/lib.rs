@@ -2,8 +2,9 @@
 //!
 //! - [`config`]: file, drop-ins and environment into one checked value; every mistake with its place.
 //! - [`telemetry`]: logs to the journal or to a terminal; [`notify`]: what systemd is told.
-//! - [`shutdown`]: signals into one drain with a deadline.
-//! - [`tls`]: the CA, certificates and rustls configurations; [`listen`]: serving; [`connect`]: calling.
+//! - [`shutdown`]: signals into one drain with a deadline; [`reload`]: SIGHUP into new settings, or a reason why not.
+//! - [`live`]: a value that is replaced while it is used; [`inherited`]: the sockets that systemd holds for the daemon.
+//! - [`tls`]: the CA, certificates and rustls configurations; [`listen`]: serving; [`connect`]: calling, [`proxy`]: through what.
 //! - [`disk`]: how much room is left, and the reserve that is kept.
 //! - [`open_files`]: how many the process may have.
 //! - [`health`]: `/healthz`, `/readyz` and `/metrics`; [`fault`]: where a test lets a process die.
@@ -15,9 +16,13 @@ pub mod connect;
 pub mod disk;
 pub mod fault;
 pub mod health;
+pub mod inherited;
 pub mod listen;
+pub mod live;
 pub mod notify;
 pub mod open_files;
+pub mod proxy;
+pub mod reload;
 pub mod shutdown;
 pub mod telemetry;
 pub mod tls;

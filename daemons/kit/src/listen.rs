@@ -22,7 +22,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::{ServiceExt as _, service_fn};
 
-use crate::{shutdown::Shutdown, tls::Identity};
+use crate::{live::Live, shutdown::Shutdown, tls::Identity};
 
 /// Bounds of one listener.
 #[derive(Debug, Clone)]
@@ -87,23 +87,34 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
     })
 }
 
+/// Takes a listener that another process opened.
+///
+/// # Errors
+/// [`Code::Internal`] when it cannot be used.
+pub fn adopt(listener: std::net::TcpListener) -> Result<TcpListener, Error> {
+    let adopted = listener.set_nonblocking(true).and_then(|()| TcpListener::from_std(listener));
+    adopted
+        .map_err(|e| Error::new(Code::Internal, format!("a socket that was handed over is of no use: {e}")))
+}
+
 /// Serves until the drain begins; then no connection is taken, those that are there finish what they are at, and
 /// what is left at the deadline is dropped.
 pub async fn serve(
     listener: TcpListener,
-    tls: Option<Arc<ServerConfig>>,
+    tls: Option<Live<ServerConfig>>,
     router: Router,
     bounds: Bounds,
     shutdown: Shutdown,
 ) {
     let room = Room::of(bounds.connections);
-    let acceptor = tls.map(TlsAcceptor::from);
     let tasks = TaskTracker::new();
     loop {
         let (stream, address) = tokio::select! {
             accepted = accept(&listener) => accepted,
             () = shutdown.begun() => break,
         };
+        // A connection keeps what it was shown; a newer certificate is for those that come later.
+        let acceptor = tls.as_ref().map(|tls| TlsAcceptor::from(tls.get()));
         let Some(seat) = room.enter().await else {
             refuse(&stream, acceptor.is_some());
             tracing::warn!(%address, connections = bounds.connections, "refused: as many connections wait for an answer as there may be");
@@ -112,7 +123,7 @@ pub async fn serve(
         let served = connection(
             stream,
             address,
-            acceptor.clone(),
+            acceptor,
             router.clone(),
             bounds.clone(),
             shutdown.clone(),

@@ -1,9 +1,11 @@
 //! What systemd is told (`sd_notify`). Without systemd each of these does nothing.
 
-use codering_core::ids::shown;
 use sd_notify::NotifyState;
 
 use crate::shutdown::Shutdown;
+
+/// A status is one line of a page.
+const STATUS_CHARS: usize = 500;
 
 fn tell(state: &[NotifyState<'_>]) {
     if let Err(e) = sd_notify::notify(state) {
@@ -41,10 +43,11 @@ pub fn status(text: &str) {
 
 fn shown_line(text: &str) -> String {
     // A newline would start the next assignment of the protocol.
-    text.lines()
-        .map(|line| if line.len() > 200 { shown(line) } else { line.to_owned() })
-        .collect::<Vec<_>>()
-        .join(" ")
+    let line = text.lines().collect::<Vec<_>>().join(" ");
+    match line.char_indices().nth(STATUS_CHARS) {
+        Some((cut, _)) => format!("{}…", &line[..cut]),
+        None => line,
+    }
 }
 
 /// Beats `WATCHDOG=1` twice in each interval that systemd asked for, as long as `alive` says so, until the
@@ -73,6 +76,6 @@ mod tests {
     #[test]
     fn a_status_cannot_smuggle_in_another_assignment() {
         assert_eq!(shown_line("all well\nREADY=1"), "all well READY=1");
-        assert!(shown_line(&"x".repeat(5000)).len() < 300);
+        assert!(shown_line(&"ä".repeat(5000)).chars().count() <= STATUS_CHARS + 1);
     }
 }

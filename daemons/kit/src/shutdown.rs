@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -18,7 +18,7 @@ pub struct Shutdown(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    drain: Duration,
+    drain: Mutex<Duration>,
     deadline: OnceLock<Instant>,
     begun: CancellationToken,
     forced: CancellationToken,
@@ -28,16 +28,25 @@ impl Shutdown {
     /// Not begun; once begun, `drain` is the time to end in.
     pub fn new(drain: Duration) -> Self {
         Self(Arc::new(Inner {
-            drain,
+            drain: Mutex::new(drain),
             deadline: OnceLock::new(),
             begun: CancellationToken::new(),
             forced: CancellationToken::new(),
         }))
     }
 
+    /// Another time to end in, unless it has begun.
+    pub fn set_drain(&self, drain: Duration) {
+        *self.0.drain.lock().unwrap_or_else(PoisonError::into_inner) = drain;
+    }
+
+    fn drain(&self) -> Duration {
+        *self.0.drain.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Begins it; again is no harm.
     pub fn begin(&self) {
-        self.0.deadline.get_or_init(|| Instant::now() + self.0.drain);
+        self.0.deadline.get_or_init(|| Instant::now() + self.drain());
         self.0.begun.cancel();
     }
 
@@ -93,7 +102,7 @@ pub fn on_signals(drain: Duration) -> io::Result<Shutdown> {
                 told.force();
                 return;
             }
-            tracing::info!(deadline_ms = drain.as_millis() as u64, "{name}: draining");
+            tracing::info!(deadline_ms = told.drain().as_millis() as u64, "{name}: draining");
             told.begin();
         }
     });

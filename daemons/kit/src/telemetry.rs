@@ -9,29 +9,46 @@ use std::{
 
 use codering_core::{Code, Error};
 use tracing_journald::{Priority, PriorityMappings};
-use tracing_subscriber::{EnvFilter, Registry, layer::SubscriberExt, util::SubscriberInitExt};
-
-/// The variable with the filter, e.g. `debug` or `info,codering_brokerd::queue=trace`.
-pub const FILTER_VARIABLE: &str = "CODERING_LOG";
+use tracing_subscriber::{EnvFilter, Registry, layer::SubscriberExt, reload, util::SubscriberInitExt};
 
 /// A queue that is asked for and not there closes its channel: an answer, which lapin writes as an error. What is an error
 /// says the queue's own supervisor.
-const DEFAULT_FILTER: &str = "info,lapin::channel=off";
+pub const DEFAULT_FILTER: &str = "info,lapin::channel=off";
 
-/// Starts logging for this process; `daemon` is the journal's identifier, e.g. `codering-brokerd`.
+/// What of this process is logged; it can be changed while it runs.
+#[derive(Debug, Clone)]
+pub struct Filter(reload::Handle<EnvFilter, Registry>);
+
+impl Filter {
+    /// From now on by this filter.
+    pub fn set(&self, filter: EnvFilter) {
+        if let Err(e) = self.0.reload(filter) {
+            tracing::warn!("the log's filter was not changed: {e}");
+        }
+    }
+}
+
+/// A filter from what the key `log` says.
 ///
 /// # Errors
-/// [`Code::ConfigInvalid`] when `CODERING_LOG` holds no filter; [`Code::Internal`] when it was called before.
-pub fn init(daemon: &str) -> Result<(), Error> {
-    let directives = std::env::var(FILTER_VARIABLE).unwrap_or_else(|_| DEFAULT_FILTER.into());
-    let filter = EnvFilter::try_new(&directives).map_err(|e| {
-        Error::new(Code::ConfigInvalid, format!("is no log filter: {e}"))
-            .at(FILTER_VARIABLE)
+/// [`Code::ConfigInvalid`] at `log`.
+pub fn filter(directives: &str) -> Result<EnvFilter, Error> {
+    let filter = EnvFilter::try_new(directives).map_err(|e| {
+        Error::new(Code::ConfigInvalid, format!("`log`: is no log filter: {e}"))
+            .at("log")
             .hint("for example `info` or `warn,codering_brokerd=debug`")
     })?;
     // lapin warns of a returned message with its whole body, which is a user's.
     let bodies = "lapin::returned_messages=off".parse();
-    let filter = bodies.into_iter().fold(filter, EnvFilter::add_directive);
+    Ok(bodies.into_iter().fold(filter, EnvFilter::add_directive))
+}
+
+/// Starts logging for this process; `daemon` is the journal's identifier, e.g. `codering-brokerd`.
+///
+/// # Errors
+/// [`Code::Internal`] when it was called before.
+pub fn init(daemon: &str, filter: EnvFilter) -> Result<Filter, Error> {
+    let (filter, handle) = reload::Layer::new(filter);
     let journal = if stderr_is_journal() { tracing_journald::layer().ok() } else { None };
     let registry = Registry::default().with(filter);
     let started = match journal {
@@ -61,7 +78,7 @@ pub fn init(daemon: &str) -> Result<(), Error> {
         let message = panic.payload_as_str().unwrap_or("panicked");
         tracing::error!(place, "panic: {message}");
     }));
-    Ok(())
+    Ok(Filter(handle))
 }
 
 /// Whether stderr is the very stream that systemd connected to the journal: `JOURNAL_STREAM` is `device:inode`.

@@ -11,6 +11,8 @@ use codering_core::{
     Code, Error, WorkerName,
     units::{read_duration, read_size},
 };
+pub use codering_kit::proxy::Proxy;
+use codering_kit::{config::secret_path, telemetry};
 use serde::Deserialize;
 
 /// The file, its drop-ins and the environment. Every key is optional.
@@ -18,6 +20,7 @@ use serde::Deserialize;
 #[serde(default, deny_unknown_fields)]
 #[allow(missing_docs)]
 pub struct File {
+    pub log: Option<String>,
     pub data_dir: Option<PathBuf>,
     #[serde(deserialize_with = "read_size")]
     pub min_free_disk: Option<u64>,
@@ -117,16 +120,6 @@ pub struct SandboxFile {
     pub work_bytes: Option<u64>,
 }
 
-/// How to reach the outside. Used by git, by image builds and by Docker's pulls where dockerd has the same.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-#[allow(missing_docs)]
-pub struct Proxy {
-    pub http: Option<String>,
-    pub https: Option<String>,
-    pub no_proxy: Option<String>,
-}
-
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[allow(missing_docs)]
@@ -157,10 +150,28 @@ pub struct ShutdownFile {
     pub deadline: Option<u64>,
 }
 
+/// The keys that only a restart changes: what is opened once, and what the broker was told of this worker.
+/// `docs/reload.md` says why, key by key.
+pub const AT_RESTART: &[&str] = &[
+    "data_dir",
+    "min_free_disk",
+    "name",
+    "broker",
+    "slots",
+    "labels",
+    "enroll.token_file",
+    "enroll.ca_file",
+    "docker.socket",
+    "listen.metrics",
+    "simulate.enabled",
+];
+
 /// What was validated.
 #[derive(Debug, Clone)]
 #[allow(missing_docs)]
 pub struct Config {
+    /// What is logged.
+    pub log: String,
     pub data_dir: PathBuf,
     /// What is left free on its disk.
     pub min_free_disk: u64,
@@ -276,7 +287,12 @@ impl File {
         if self.build.max_pids == Some(0) {
             return Err(invalid("build.max_pids", "must be at least 1".into()));
         }
+        let log = self.log.unwrap_or_else(|| telemetry::DEFAULT_FILTER.into());
+        telemetry::filter(&log)?;
+        self.proxy.check()?;
+        let file = |key: &str, path: Option<PathBuf>| path.map(|path| secret_path(key, &path)).transpose();
         Ok(Config {
+            log,
             min_free_disk: self.min_free_disk.unwrap_or(256 << 20),
             data_dir: self.data_dir.unwrap_or_else(|| "/var/lib/codering/workerd".into()),
             name,
@@ -284,15 +300,18 @@ impl File {
             slots,
             labels: self.labels,
             on_stop: self.on_stop.unwrap_or_default(),
-            enroll: self.enroll,
+            enroll: EnrollFile {
+                token_file: file("enroll.token_file", self.enroll.token_file)?,
+                ca_file: file("enroll.ca_file", self.enroll.ca_file)?,
+            },
             docker_socket: self.docker.socket.unwrap_or_else(|| "/var/run/docker.sock".into()),
-            docker_credentials: self.docker.credentials_file,
+            docker_credentials: file("docker.credentials_file", self.docker.credentials_file)?,
             git: Git {
                 schemes,
-                ssh_key: self.git.ssh_key_file,
-                known_hosts: self.git.known_hosts_file,
-                credentials: self.git.credentials_file,
-                ca: self.git.ca_file,
+                ssh_key: file("git.ssh_key_file", self.git.ssh_key_file)?,
+                known_hosts: file("git.known_hosts_file", self.git.known_hosts_file)?,
+                credentials: file("git.credentials_file", self.git.credentials_file)?,
+                ca: file("git.ca_file", self.git.ca_file)?,
                 timeout: ms(self.git.timeout, 300_000),
                 max_bytes: self.git.max_bytes.unwrap_or(2 << 30),
             },
@@ -335,17 +354,6 @@ impl Config {
     /// A file or directory of this worker's own.
     pub fn path(&self, name: impl AsRef<Path>) -> PathBuf {
         self.data_dir.join(name)
-    }
-}
-
-impl Proxy {
-    /// As the environment of a process, in both spellings.
-    pub fn variables(&self) -> Vec<(String, String)> {
-        let all = [("http_proxy", &self.http), ("https_proxy", &self.https), ("no_proxy", &self.no_proxy)];
-        all.into_iter()
-            .filter_map(|(name, value)| Some((name, value.clone()?)))
-            .flat_map(|(name, value)| [(name.to_owned(), value.clone()), (name.to_uppercase(), value)])
-            .collect()
     }
 }
 
@@ -417,6 +425,17 @@ mod tests {
         assert_eq!((shown.cache_max_bytes, shown.metrics), (default.cache_max_bytes, default.metrics));
         assert_eq!((shown.shutdown, shown.on_stop), (default.shutdown, default.on_stop));
         assert_eq!((shown.git.schemes, shown.simulate), (default.git.schemes, default.simulate));
+    }
+
+    #[test]
+    fn the_docs_say_of_every_key_whether_a_reload_changes_it() {
+        let docs = include_str!("../../../docs/reload.md");
+        codering_kit::reload::assert_documented(
+            docs,
+            "workerd",
+            &codering_kit::config::keys::<File>(),
+            AT_RESTART,
+        );
     }
 
     #[test]

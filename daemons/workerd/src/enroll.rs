@@ -6,6 +6,7 @@ use codering_core::{Code, Error, WorkerName};
 use codering_kit::{
     config, connect,
     fault::{self, Point},
+    live::Live,
     tls,
 };
 use codering_proto::{
@@ -13,17 +14,20 @@ use codering_proto::{
     v1::{EnrollRequest, workers_client::WorkersClient},
 };
 
-use crate::{backoff::Backoff, clock::now, config::Config};
+use crate::{backoff::Backoff, config::Config, renew};
 
 /// For one try.
 const TIMEOUT: Duration = Duration::from_secs(20);
-/// A certificate that ends sooner is warned about.
-const WARN_BEFORE_MS: i64 = 30 * 24 * 3_600_000;
+
+/// Certificate, key, and the broker's CA.
+const FILES: [&str; 3] = ["worker.pem", "worker.key", "ca.pem"];
 
 /// A worker's proof.
 pub struct Proof {
     /// The name that its certificate has.
     pub name: WorkerName,
+    /// What else that says.
+    pub identity: tls::Identity,
     /// How to speak to the broker.
     pub tls: Arc<rustls::ClientConfig>,
 }
@@ -35,11 +39,20 @@ pub struct Proof {
 /// join token.
 pub async fn proof(config: &Config) -> Result<Proof, Error> {
     let dir = config.path("tls");
-    let files = [dir.join("worker.pem"), dir.join("worker.key"), dir.join("ca.pem")];
-    if !files.iter().all(|file| file.exists()) {
+    renew::finish(&dir)?;
+    if !FILES.iter().all(|file| dir.join(file).exists()) {
         enroll(config, &dir).await?;
     }
-    let [certificate, key, ca] = files.map(|file| {
+    read(config)
+}
+
+/// The certificate on disk.
+///
+/// # Errors
+/// [`Code::ConfigInvalid`] when a file is not there or of no use.
+pub fn read(config: &Config) -> Result<Proof, Error> {
+    let dir = config.path("tls");
+    let [certificate, key, ca] = FILES.map(|file| dir.join(file)).map(|file| {
         fs::read(&file).map_err(|e| {
             Error::new(Code::ConfigInvalid, format!("cannot be read: {e}")).at(file.display().to_string())
         })
@@ -54,19 +67,13 @@ pub async fn proof(config: &Config) -> Result<Proof, Error> {
     if name != config.name {
         tracing::warn!(configured = %config.name, certificate = %name, "this worker goes by its certificate's name");
     }
-    if identity.not_after_ms - now() < WARN_BEFORE_MS {
-        tracing::warn!(
-            "the certificate ends at {}: enrol anew before",
-            codering_core::time::rfc3339(identity.not_after_ms)
-        );
-    }
-    Ok(Proof { name, tls: Arc::new(tls::client_config(&ca, Some((&certificate, &key)))?) })
+    Ok(Proof { name, identity, tls: Arc::new(tls::client_config(&ca, Some((&certificate, &key)))?) })
 }
 
 fn valid(pem: &[u8], file: &Path) -> Result<tls::Identity, Error> {
     let place = file.display().to_string();
     tls::check_validity(pem, &place)
-        .map_err(|e| e.hint("enrol anew: remove this directory and give a new join token"))
+        .map_err(|e| e.hint("enrol anew: codering-workerd enroll --replace --broker HOST --token T"))
 }
 
 /// Looks at what the configuration points to, and at the certificates that are there already; changes nothing.
@@ -97,6 +104,15 @@ pub fn check(config: &Config) -> Result<(), Error> {
     Ok(())
 }
 
+/// How often the broker is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Asking {
+    /// For as long as it does not answer.
+    UntilAnswered,
+    /// Somebody waits for the outcome.
+    Once,
+}
+
 async fn enroll(config: &Config, dir: &Path) -> Result<(), Error> {
     let token = match &config.enroll.token_file {
         Some(file) => Some(config::secret_file("enroll.token_file", file)?),
@@ -105,8 +121,18 @@ async fn enroll(config: &Config, dir: &Path) -> Result<(), Error> {
     let token = token.ok_or_else(|| {
         Error::new(Code::ConfigInvalid, "this worker has no certificate and no join token")
             .at("enroll.token_file")
-            .hint("an admin makes one: coderingctl worker token")
+            .hint("an admin makes one: coderingctl worker token; then codering-workerd enroll --broker HOST --token T")
     })?;
+    join(config, dir, &token, Asking::UntilAnswered).await
+}
+
+/// Fetches a certificate for this token, over a connection that trusts the CA which the token names and no other.
+pub(crate) async fn join(
+    config: &Config,
+    dir: &Path,
+    token: &config::Secret,
+    asking: Asking,
+) -> Result<(), Error> {
     let trust = match (&config.enroll.ca_file, token.expose().split_once('.')) {
         (Some(file), _) => {
             let pem = fs::read(file).map_err(|e| {
@@ -122,11 +148,11 @@ async fn enroll(config: &Config, dir: &Path) -> Result<(), Error> {
                 .hint("set it to a copy of the broker's ca.pem"));
         }
     };
-    let channel = connect::channel(&config.broker, Arc::new(trust))?;
+    let channel = connect::channel_by(&config.broker, Arc::new(trust), Live::new(config.proxy.clone()))?;
     let (csr_pem, key_pem) = tls::csr(&config.name)?;
     let request =
         EnrollRequest { join_token: token.expose().to_owned(), worker: config.name.to_string(), csr_pem };
-    let answer = ask(&config.broker, channel, request).await?;
+    let answer = ask(&config.broker, channel, request, asking).await?;
     fault::reached(Point::CertificateAsked);
     let fail = |e: std::io::Error| {
         Error::new(Code::ConfigInvalid, format!("the certificate cannot be kept: {e}"))
@@ -148,6 +174,7 @@ async fn ask(
     broker: &str,
     channel: tonic::transport::Channel,
     request: EnrollRequest,
+    asking: Asking,
 ) -> Result<codering_proto::v1::EnrollResponse, Error> {
     let mut backoff = Backoff::default();
     loop {
@@ -158,6 +185,7 @@ async fn ask(
             Err(_) => Error::new(Code::TimedOut, "the broker did not answer"),
         };
         match error.code {
+            _ if asking == Asking::Once => return Err(error),
             Code::BrokerUnreachable
             | Code::BrokerStopping
             | Code::BrokerBusy

@@ -127,8 +127,11 @@ async fn tidy(worker: &Worker, real: &Real, docker: &Docker) -> Result<(), Unava
     worker.metrics.cache_bytes.set(i64::try_from(total).unwrap_or(i64::MAX));
     // Where Docker's disk is nearly full, the caches give way.
     let missing = real.images.disk().await.map_or(0, |disk| disk.missing());
-    let bound =
-        worker.config.cache_max_bytes.min(if missing > 0 { total.saturating_sub(missing) } else { u64::MAX });
+    let bound = worker.now.get().cache_max_bytes.min(if missing > 0 {
+        total.saturating_sub(missing)
+    } else {
+        u64::MAX
+    });
     for victim in victims(entries, bound) {
         let gone = match &victim.item {
             Item::Mirror(path) => {

@@ -8,24 +8,33 @@ use codering_core::{Code, Error};
 use codering_kit::{
     config, connect, fault,
     health::{self, Pulse, Readiness},
-    listen, notify,
+    listen,
+    live::Live,
+    notify,
+    reload::{self as hangup, Hangups},
     shutdown::{self, Shutdown},
-    telemetry, tls,
+    telemetry,
+    tls::{self, Identity},
 };
 use codering_proto::v1::from_worker::Message;
 use prometheus_client::registry::Registry;
+use rustls::ClientConfig;
 use tokio::{sync::mpsc, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     broker::Broker,
     checkout::Mirrors,
-    config::{Config, File, OnStop},
+    config::{Config, File, OnStop, Proxy},
     enroll, gc,
     held::Stop,
     image::Images,
+    join,
     metrics::Metrics,
-    readopt, room,
+    readopt,
+    reload::{self, Told},
+    renew::{self, Way},
+    room,
     sandbox::{docker::Containers, host},
     stream,
     worker::{Real, Work, Worker},
@@ -44,6 +53,17 @@ struct Arguments {
     /// Run tasks without Docker and git: each succeeds at once. For tests and measurements
     #[arg(long)]
     simulate: bool,
+    #[command(subcommand)]
+    verb: Option<Verb>,
+}
+
+/// What is done instead of running tasks.
+#[derive(Debug, clap::Subcommand)]
+enum Verb {
+    Enroll(join::Enroll),
+    /// Has the running workerd read its configuration, certificate and secrets again, and says what came of it: what the unit's
+    /// ExecReload= runs. For yourself: systemctl reload codering-workerd.
+    Reload,
 }
 
 /// Docker's default for a response's head; an image's build begins to answer when its context is there.
@@ -67,14 +87,19 @@ const STUCK: Duration = Duration::from_secs(60);
 pub fn run() -> Result<(), Error> {
     let arguments = Arguments::parse();
     tls::install_provider();
-    let mut config = config::load("workerd", arguments.config.as_deref(), File::check)?;
+    match arguments.verb {
+        Some(Verb::Reload) => return hangup::request("codering-workerd").map(|said| eprintln!("{said}")),
+        Some(Verb::Enroll(asked)) => return join::run(asked, arguments.config.as_deref()),
+        None => {}
+    }
+    let (mut config, written) = config::load_written("workerd", arguments.config.as_deref(), File::check)?;
     config.simulate |= arguments.simulate;
     if arguments.check {
         enroll::check(&config)?;
         eprintln!("the configuration is valid");
         return Ok(());
     }
-    telemetry::init("codering-workerd")?;
+    let filter = telemetry::init("codering-workerd", telemetry::filter(&config.log)?)?;
     if fault::BUILT_IN {
         tracing::warn!("{}", fault::SAYS);
     }
@@ -82,16 +107,22 @@ pub fn run() -> Result<(), Error> {
         .enable_all()
         .build()
         .map_err(|e| Error::new(Code::Internal, format!("no runtime: {e}")))?;
-    let ended = runtime.block_on(Box::pin(serve(config)));
+    let told = Told { file: arguments.config, written, filter };
+    let ended = runtime.block_on(Box::pin(serve(config, told)));
     // What hangs in a system call is not waited for.
     runtime.shutdown_timeout(Duration::from_secs(1));
     ended
 }
 
-async fn serve(config: Config) -> Result<(), Error> {
-    let drain = if config.on_stop == OnStop::Drain { FOREVER } else { config.shutdown };
-    let shutdown = shutdown::on_signals(drain)
-        .map_err(|e| Error::new(Code::Internal, format!("no signal handlers: {e}")))?;
+/// How long a stop may take.
+pub(crate) fn drain(config: &Config) -> Duration {
+    if config.on_stop == OnStop::Drain { FOREVER } else { config.shutdown }
+}
+
+async fn serve(config: Config, told: Told) -> Result<(), Error> {
+    let no_handlers = |e| Error::new(Code::Internal, format!("no signal handlers: {e}"));
+    let shutdown = shutdown::on_signals(drain(&config)).map_err(no_handlers)?;
+    let hangups = Hangups::listen().map_err(no_handlers)?;
     let readiness = Readiness::new();
     let latch = readiness.latch("broker");
     let mut registry = Registry::default();
@@ -107,7 +138,18 @@ async fn serve(config: Config) -> Result<(), Error> {
         started = start(config, metrics, &readiness) => Some(started?),
         () = shutdown.begun() => None,
     };
-    if let Some((worker, events, docker)) = started {
+    if let Some(Started { worker, events, docker, identity, proof, proxy }) = started {
+        let end = CancellationToken::new();
+        let _ended = end.clone().drop_guard();
+        tokio::spawn(renew::run(
+            worker.clone(),
+            identity,
+            Way { proof: proof.clone(), proxy: proxy.clone() },
+            end,
+        ));
+        let again = reload::again(told, worker.clone(), Way { proof, proxy }, shutdown.clone());
+        let settled = format!("attached to {}", worker.config.broker);
+        tokio::spawn(hangups.serve(readiness.clone(), shutdown.clone(), settled, again));
         Box::pin(work(worker, events, docker, readiness, latch, shutdown)).await;
     }
     // A probe that is still asked does not hold the end up.
@@ -115,16 +157,27 @@ async fn serve(config: Config) -> Result<(), Error> {
     Ok(())
 }
 
-type Started = (Arc<Worker>, mpsc::Receiver<Message>, Option<Docker>);
+struct Started {
+    worker: Arc<Worker>,
+    events: mpsc::Receiver<Message>,
+    docker: Option<Docker>,
+    identity: Identity,
+    /// What the broker is shown at the next connection.
+    proof: Live<ClientConfig>,
+    /// By which it is reached.
+    proxy: Live<Proxy>,
+}
 
 async fn start(config: Config, metrics: Metrics, readiness: &Readiness) -> Result<Started, Error> {
     private_directory(&config)?;
     let proof = enroll::proof(&config).await?;
-    let broker = Broker::new(connect::channel(&config.broker, proof.tls)?);
+    let enroll::Proof { name, identity, tls } = proof;
+    let (proof, proxy) = (Live::from(tls), Live::new(config.proxy.clone()));
+    let broker = Broker::new(connect::channel_by(&config.broker, proof.clone(), proxy.clone())?);
     if config.simulate {
         tracing::warn!("simulating: no task is really run");
-        let (worker, events) = Worker::new(proof.name, config, broker, Work::Simulated, metrics)?;
-        return Ok((worker, events, None));
+        let (worker, events) = Worker::new(name, config, broker, Work::Simulated, metrics)?;
+        return Ok(Started { worker, events, docker: None, identity, proof, proxy });
     }
     let docker = docker(&config, readiness).await;
     let program = std::env::current_exe()
@@ -137,19 +190,20 @@ async fn start(config: Config, metrics: Metrics, readiness: &Readiness) -> Resul
         config.proxy.clone(),
     )?;
     let images = Images::new(docker.clone(), mirrors.clone(), &config)?;
-    let sandbox = Arc::new(Containers::new(docker.clone(), proof.name.clone(), config.sandbox.clone()));
-    let work = Work::Real(Box::new(Real { mirrors, images, sandbox }));
-    let (worker, events) = Worker::new(proof.name, config, broker, work, metrics)?;
+    let sandbox_config = Live::new(config.sandbox.clone());
+    let sandbox = Arc::new(Containers::following(docker.clone(), name.clone(), sandbox_config.clone()));
+    let work = Work::Real(Box::new(Real { mirrors, images, sandbox, sandbox_config }));
+    let (worker, events) = Worker::new(name, config, broker, work, metrics)?;
     if let Work::Real(real) = &worker.work {
         while let Err(e) = readopt::run(&worker, real).await {
             tracing::warn!("containers of a former process were not looked for: {e}");
             tokio::time::sleep(DOCKER_AGAIN).await;
         }
     }
-    Ok((worker, events, Some(docker)))
+    Ok(Started { worker, events, docker: Some(docker), identity, proof, proxy })
 }
 
-fn private_directory(config: &Config) -> Result<(), Error> {
+pub(crate) fn private_directory(config: &Config) -> Result<(), Error> {
     use std::os::unix::fs::DirBuilderExt;
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&config.data_dir).map_err(|e| {
         Error::new(Code::ConfigInvalid, format!("{}: cannot be made: {e}", config.data_dir.display()))
@@ -230,7 +284,7 @@ async fn work(
 /// What becomes of the running attempts; see [`OnStop`].
 async fn stop(worker: &Worker, shutdown: &Shutdown) {
     let attempts = &worker.attempts;
-    match worker.config.on_stop {
+    match worker.now.get().on_stop {
         OnStop::Kill => attempts.stop_all(Stop::Shutdown),
         OnStop::Drain => tokio::select! {
             () = attempts.gone() => {}

@@ -9,7 +9,7 @@ use std::{
 };
 
 use codering_core::{Error, WorkerName};
-use codering_kit::disk::Reserve;
+use codering_kit::{disk::Reserve, live::Live};
 use codering_proto::v1::{self, from_worker::Message};
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio_util::task::TaskTracker;
@@ -17,7 +17,7 @@ use tokio_util::task::TaskTracker;
 use crate::{
     broker::Broker,
     checkout::Mirrors,
-    config::Config,
+    config::{Config, SandboxConfig},
     held::{Attempts, Held},
     image::{Images, Report},
     metrics::Metrics,
@@ -44,14 +44,18 @@ pub struct Real {
     pub images: Images,
     /// Containers.
     pub sandbox: Arc<dyn Sandbox>,
+    /// What they are made by.
+    pub sandbox_config: Live<SandboxConfig>,
 }
 
 /// A worker.
 pub struct Worker {
     /// Its name, as its certificate has it.
     pub name: WorkerName,
-    /// Its configuration.
+    /// Its configuration, as it started with it.
     pub config: Config,
+    /// The same as it is now: what a reload may change is read here.
+    pub now: Live<Config>,
     /// The broker.
     pub broker: Broker,
     /// What it holds.
@@ -74,6 +78,8 @@ pub struct Worker {
     pub tidy: Notify,
     /// Held while the leases are written down.
     pub(crate) writing_leases: Mutex<()>,
+    /// Held while the certificate and its key are read or replaced.
+    pub(crate) proof_files: Mutex<()>,
     docker_down: AtomicBool,
     events: mpsc::Sender<Message>,
 }
@@ -105,8 +111,10 @@ impl Worker {
             check_docker: Notify::new(),
             tidy: Notify::new(),
             writing_leases: Mutex::default(),
+            proof_files: Mutex::default(),
             docker_down: AtomicBool::new(false),
             events,
+            now: Live::new(config.clone()),
             config,
         };
         Ok((Arc::new(worker), told))

@@ -48,6 +48,8 @@ pub enum Scenario {
     Token,
     /// A worker joins.
     Enrol,
+    /// A worker renews its certificate.
+    Renewal,
     /// A worker is revoked.
     Revoke,
     /// A finished job is let go.
@@ -98,6 +100,7 @@ pub fn scenario(point: Point) -> Scenario {
         JoinTokenSpent | WorkerEnrolled | CertificateAsked | KeyWritten | CaWritten | CertificateWritten => {
             Scenario::Enrol
         }
+        CertificateRenewed | NextCertificateWritten | NextKeyMoved => Scenario::Renewal,
         WorkerRevoked => Scenario::Revoke,
         JobLetGo => Scenario::Retention,
         LargeReported => Scenario::Large,
@@ -144,6 +147,7 @@ impl Stage {
             Scenario::Worker => self.worker(point),
             Scenario::Token => self.token(point),
             Scenario::Enrol => self.enrol(point),
+            Scenario::Renewal => self.renewal(point),
             Scenario::Revoke => self.revoke(point),
             Scenario::Retention => self.retention(point),
             Scenario::Large => self.large(point),
@@ -537,6 +541,46 @@ impl Stage {
             let found = workers.as_array().unwrap().iter().find(|worker| worker["name"] == *name);
             (found.is_some_and(|worker| worker["connected"] == connected)).then_some(())
         });
+    }
+
+    fn renewal(&mut self, point: Point) {
+        self.newcomer += 1;
+        // Renewed after two thirds of it; what is left is for whoever dies to come back.
+        self.certificates_live(Some("15s"));
+        self.join();
+        self.wait_for_newcomer(true);
+        self.arm(point);
+        self.kept.wait_for_hit(point.name());
+        self.kept.insist(&["job", "list"], &[]);
+        self.certificates_live(None);
+        if point != Point::CertificateRenewed {
+            self.join();
+        }
+        self.wait_for_newcomer(true);
+        let name = self.kept.fleet().worker_name(self.newcomer);
+        wait_for("the newcomer has a certificate that lives on", PATIENCE + WORK, || {
+            let ends = self.kept.json(&["worker", "show", &name])["certificate_expires_at"].clone();
+            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).ok()?;
+            // Times in this form sort like texts.
+            let in_an_hour = codering_core::time::rfc3339(now.as_millis() as i64 + 3_600_000);
+            (ends.as_str()? > in_an_hour.as_str()).then_some(())
+        });
+        // It comes back with it.
+        self.join();
+        self.wait_for_newcomer(true);
+        let job = self.submit(&["--array", "1-4"], "echo {}");
+        self.whole(&job, 4, "succeeded");
+        self.kept.fleet().end_worker(self.newcomer);
+    }
+
+    /// From now on, for those that are made.
+    fn certificates_live(&self, life: Option<&str>) {
+        let fleet = self.kept.fleet();
+        let file = fleet.directory().join("brokerd.d/life.toml");
+        std::fs::create_dir_all(file.parent().expect("inside")).unwrap();
+        let text = life.map_or_else(String::new, |life| format!("workers.certificate_life = '{life}'\n"));
+        std::fs::write(file, text).unwrap();
+        fleet.reload_broker();
     }
 
     fn revoke(&mut self, point: Point) {

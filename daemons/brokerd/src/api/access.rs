@@ -85,6 +85,7 @@ pub const METHODS: &[(&str, Access)] = &[
     ("codering.v1.Workers/Revoke", Everywhere(Admin)),
     // Its join token is in the message.
     ("codering.v1.Workers/Enroll", Open),
+    ("codering.v1.Workers/Renew", Certificate),
     ("codering.v1.Workers/Attach", Certificate),
     ("codering.v1.Workers/Report", Certificate),
     ("codering.v1.Workers/PinCommit", Certificate),

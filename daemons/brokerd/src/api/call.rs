@@ -181,6 +181,12 @@ impl Call {
         }
     }
 
+    /// For a worker that renews its certificate.
+    pub fn renewal(&self) -> Result<(&Auth, &Broker), Error> {
+        self.worker()?;
+        Ok((&self.api.0.auth, &self.api.0.broker))
+    }
+
     /// For workers.
     pub fn worker(&self) -> Result<(&Broker, &WorkerName), Error> {
         match (self.access, &self.who) {

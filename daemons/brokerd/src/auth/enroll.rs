@@ -1,9 +1,12 @@
-//! A join token for a certificate.
+//! A join token for a certificate, and a certificate for the next one.
 
 use std::{net::SocketAddr, time::Instant};
 
 use codering_core::{Code, Error, WorkerName, time::Millis};
-use codering_kit::fault::{self, Point};
+use codering_kit::{
+    fault::{self, Point},
+    listen::Peer,
+};
 
 use super::Auth;
 use crate::{
@@ -66,7 +69,7 @@ impl Auth {
             return Err(Error::new(Code::AuthDenied, format!("token `{}` is no join token", token.name))
                 .hint("coderingctl token create --role worker"));
         }
-        let signed = self.0.ca.issue_worker(csr_pem, &worker)?;
+        let signed = self.0.ca.issue_worker_for(csr_pem, &worker, *self.0.certificate_life.get())?;
         let _writing = self.0.writing.lock().await;
         let before = self.0.ledger.workers().await?.into_iter().find(|row| row.name == worker);
         if before.as_ref().is_some_and(|row| row.revoked) {
@@ -97,6 +100,7 @@ impl Auth {
         let row = Worker {
             name: worker.clone(),
             certificate_serial: signed.identity.serial.clone(),
+            previous_serial: String::new(),
             certificate_expires_at: signed.identity.not_after_ms,
             paused: before.as_ref().is_some_and(|row| row.paused),
             revoked: false,
@@ -115,6 +119,40 @@ impl Auth {
             ca_pem: self.0.ca.pem().to_owned(),
             expires_at: signed.identity.not_after_ms,
             replaced,
+        })
+    }
+
+    /// A worker's next certificate, for the one that it shows. That one is accepted beside it, since this answer may be lost: until
+    /// it expires, or until the worker renews again. The caller holds [`crate::broker::Broker::worker_rows`].
+    ///
+    /// # Errors
+    /// [`Code::WorkerRevoked`], [`Code::AuthInvalid`] for a certificate that was replaced meanwhile, [`Code::InvalidInput`] for a
+    /// broken request.
+    pub async fn renew(&self, peer: &Peer, csr_pem: &str) -> Result<Enrolled, Error> {
+        // Looked at again: it may have been revoked since the call was let in.
+        let worker = self.worker(peer).await?;
+        let shown = peer.certificate.as_ref().map(|shown| shown.serial.clone()).unwrap_or_default();
+        let signed = self.0.ca.issue_worker_for(csr_pem, &worker, *self.0.certificate_life.get())?;
+        let row = self.0.ledger.workers().await?.into_iter().find(|row| row.name == worker);
+        let row =
+            row.ok_or_else(|| Error::new(Code::WorkerNotFound, format!("there is no worker {worker}")))?;
+        let row = Worker {
+            certificate_serial: signed.identity.serial.clone(),
+            previous_serial: shown.clone(),
+            certificate_expires_at: signed.identity.not_after_ms,
+            ..row
+        };
+        self.0.ledger.put_worker(row).await?;
+        fault::reached(Point::CertificateRenewed);
+        tracing::info!(
+            worker = %worker, address = %peer.address.ip(), serial = signed.identity.serial, renews = shown,
+            "a worker's certificate was renewed"
+        );
+        Ok(Enrolled {
+            certificate_pem: signed.certificate_pem,
+            ca_pem: self.0.ca.pem().to_owned(),
+            expires_at: signed.identity.not_after_ms,
+            replaced: false,
         })
     }
 }

@@ -4,7 +4,7 @@
 //! a one-use join token. The ledger keeps a token's SHA-256 and nothing more of it.
 //!
 //! - [`Auth::authenticate`] turns a bearer text into a [`Caller`]; the [`Caller`] says what it may do.
-//! - [`Auth::worker`] turns a client certificate into a worker's name; [`enroll`] makes the certificate.
+//! - [`Auth::worker`] turns a client certificate into a worker's name; [`enroll`] makes the certificate and renews it.
 //! - [`tokens`]: create, list, revoke, and the first administrator's.
 //! - [`throttle`]: an address that guesses is slowed down.
 //!
@@ -28,7 +28,11 @@ use std::{
 };
 
 use codering_core::{Code, Error, WorkerName, ids::shown};
-use codering_kit::{listen::Peer, tls::Ca};
+use codering_kit::{
+    listen::Peer,
+    live::Live,
+    tls::{Ca, WORKER_LIFE},
+};
 use subtle::ConstantTimeEq;
 
 pub use caller::{Caller, name as role_name};
@@ -57,6 +61,8 @@ pub struct Auth(Arc<Inner>);
 struct Inner {
     ledger: Arc<dyn Ledger>,
     ca: Arc<Ca>,
+    /// Of a worker's certificate.
+    certificate_life: Live<Duration>,
     metrics: Arc<Metrics>,
     cache: Mutex<Cache>,
     throttle: Mutex<Throttle>,
@@ -79,11 +85,17 @@ impl Auth {
         Self(Arc::new(Inner {
             ledger,
             ca,
+            certificate_life: Live::new(WORKER_LIFE),
             metrics,
             cache: Mutex::default(),
             throttle: Mutex::default(),
             writing: tokio::sync::Mutex::default(),
         }))
+    }
+
+    /// How long workers' certificates are valid that are signed from now on.
+    pub fn set_certificate_life(&self, life: Duration) {
+        self.0.certificate_life.set(life);
     }
 
     /// Who shows this token. `authorization` is the header's value, `Bearer cdr_…`.
@@ -145,7 +157,7 @@ impl Auth {
         match rows.iter().find(|row| row.name == name) {
             None => refuse(Code::AuthInvalid, "no worker of this name is enrolled here"),
             Some(row) if row.revoked => refuse(Code::WorkerRevoked, "its certificate was revoked"),
-            Some(row) if row.certificate_serial != certificate.serial => {
+            Some(row) if ![&row.certificate_serial, &row.previous_serial].contains(&&certificate.serial) => {
                 refuse(Code::AuthInvalid, "a newer certificate has replaced this one")
             }
             Some(_) => Ok(name),

@@ -435,6 +435,55 @@ async fn a_worker_is_known_by_its_newest_certificate_until_it_is_revoked() {
 }
 
 #[tokio::test]
+async fn a_renewed_certificate_is_accepted_beside_the_one_that_it_was_renewed_with_and_no_other() {
+    let setup = setup().await;
+    let admin = setup.admin().await;
+    let (_, join) = setup.create(&admin, Role::Worker, &[]).await.expect("created");
+    let first = setup.enroll(&join, "w1").await.expect("enrolled");
+    let name = WorkerName::new("w1").expect("a name");
+    let renew = async |with: &Identity| {
+        let peer = Peer { address: FROM, certificate: Some(Arc::new(with.clone())) };
+        let (csr, _) = tls::csr(&name).expect("a request");
+        let renewed = setup.auth.renew(&peer, &csr).await?;
+        let der = tls::certificates(renewed.certificate_pem.as_bytes())?;
+        Identity::of(&der[0])
+    };
+    // The answer to the first try was lost.
+    let lost = renew(&first).await.expect("renewed");
+    let second = renew(&first).await.expect("renewed again with what the worker has");
+    setup.worker(&first).await.expect("the one it renewed with");
+    setup.worker(&second).await.expect("the newest");
+    assert_eq!(code(setup.worker(&lost).await), Code::AuthInvalid);
+    let third = renew(&second).await.expect("renewed");
+    assert_eq!(code(setup.worker(&first).await), Code::AuthInvalid);
+    assert_eq!(code(renew(&first).await), Code::AuthInvalid);
+    setup.auth.set_certificate_life(Duration::from_secs(40));
+    let short = renew(&third).await.expect("renewed");
+    assert_eq!(short.not_after_ms - short.issued_at_ms(), 40_000);
+    let row = setup.ledger.workers().await.expect("read").swap_remove(0);
+    assert_eq!(row.certificate_expires_at, short.not_after_ms);
+    setup.ledger.put_worker(ledger::Worker { revoked: true, ..row }).await.expect("written");
+    for identity in [&third, &short] {
+        assert_eq!(code(setup.worker(identity).await), Code::WorkerRevoked);
+        assert_eq!(code(renew(identity).await), Code::WorkerRevoked);
+    }
+}
+
+#[tokio::test]
+async fn a_join_token_for_the_name_leaves_none_of_the_old_certificates_good() {
+    let setup = setup().await;
+    let admin = setup.admin().await;
+    let (_, join) = setup.create(&admin, Role::Worker, &[]).await.expect("created");
+    let first = setup.enroll(&join, "w1").await.expect("enrolled");
+    let peer = Peer { address: FROM, certificate: Some(Arc::new(first.clone())) };
+    let (csr, _) = tls::csr(&WorkerName::new("w1").expect("a name")).expect("a request");
+    setup.auth.renew(&peer, &csr).await.expect("renewed");
+    let (_, join) = setup.create(&admin, Role::Worker, &[]).await.expect("created");
+    setup.enroll(&join, "w1").await.expect("enrolled again");
+    assert_eq!(code(setup.worker(&first).await), Code::AuthInvalid);
+}
+
+#[tokio::test]
 async fn invariant_10_a_join_token_takes_no_connected_workers_name() {
     let setup = setup().await;
     let admin = setup.admin().await;

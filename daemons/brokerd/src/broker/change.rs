@@ -91,7 +91,7 @@ impl Broker {
     fn policy(&self, task: &Task) -> Policy {
         let job = self.jobs.get(&task.key.job);
         let of_job = job.map(|job| job.with(|j| j.spec.limits.clone())).unwrap_or_default();
-        let limits = task.spec.limits.over(&of_job.over(&self.settings.default_limits));
+        let limits = task.spec.limits.over(&of_job.over(&self.settings().default_limits));
         Policy {
             // A reduce step that failed by its own fault would fail again.
             max_attempts: if task.reduce { 1 } else { limits.max_attempts },

@@ -257,7 +257,7 @@ impl Broker {
             return Ok(Fate::Dropped);
         };
         let leased_at = now();
-        let lease_ms = u64::try_from(self.settings.lease.as_millis()).unwrap_or(u64::MAX);
+        let lease_ms = u64::try_from(self.settings().lease.as_millis()).unwrap_or(u64::MAX);
         let deadline = leased_at + i64::try_from(lease_ms).unwrap_or(0);
         let lease = Lease { token: token.clone(), worker: worker.clone(), leased_at, deadline };
         let queued_ms = u64::try_from(leased_at - task.progress.ready_at).unwrap_or(0);
@@ -269,7 +269,7 @@ impl Broker {
                 return other.map(|_| Fate::Dropped);
             }
         };
-        let attempt = attempt_spec(&spec, reduce.as_ref(), &task, &self.settings.default_limits);
+        let attempt = attempt_spec(&spec, reduce.as_ref(), &task, &self.settings().default_limits);
         let commit = [task.commit.as_str(), if task.spec.source.is_some() { "" } else { &commit }]
             .into_iter()
             .find(|commit| !commit.is_empty())
@@ -288,7 +288,7 @@ impl Broker {
         };
         self.metrics.leases.inc();
         self.metrics.queued_seconds.observe(queued_ms as f64 / 1e3);
-        self.hold(&worker, session, Held::new(task, self.settings.lease), assigned, &job).await;
+        self.hold(&worker, session, Held::new(task, self.settings().lease), assigned, &job).await;
         fault::reached(Point::AssignmentSent);
         Ok(Fate::Leased)
     }

@@ -142,8 +142,8 @@ impl Broker {
         let (fenced, cancelled) = self.renew(&name, &hello.held_tokens);
         let welcome = v1::Welcome {
             worker: name.to_string(),
-            lease_ms: self.settings.lease.as_millis() as u64,
-            heartbeat_ms: self.settings.heartbeat().as_millis() as u64,
+            lease_ms: self.settings().lease.as_millis() as u64,
+            heartbeat_ms: self.settings().heartbeat().as_millis() as u64,
             fenced_tokens: fenced,
         };
         // The channel is new and empty: both always fit.

@@ -429,8 +429,8 @@ impl Broker {
 
     /// Deletes finished jobs that retention lets go.
     pub(super) async fn expire_jobs(&self) -> Result<(), Error> {
-        let before = now() - i64::try_from(self.settings.keep_for.as_millis()).unwrap_or(i64::MAX);
-        let expired = self.ledger.expired_jobs(before, self.settings.keep_jobs, 100).await?;
+        let before = now() - i64::try_from(self.settings().keep_for.as_millis()).unwrap_or(i64::MAX);
+        let expired = self.ledger.expired_jobs(before, self.settings().keep_jobs, 100).await?;
         let mut touched = BTreeSet::new();
         for id in expired {
             if self.jobs.get(&id).is_some() {

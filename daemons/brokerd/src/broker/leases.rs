@@ -159,7 +159,7 @@ impl Broker {
                 _ = tick.tick() => {}
                 () = self.stop.cancelled() => return,
             }
-            for (worker, session) in self.fleet.close_silent(self.settings.lease) {
+            for (worker, session) in self.fleet.close_silent(self.settings().lease) {
                 self.scheduler().leave(&worker, session);
             }
             // Side by side: their writes share commits, and a worker with many slots is not waited for one by one.
@@ -218,7 +218,7 @@ impl Broker {
     pub(super) fn renew(&self, worker: &WorkerName, tokens: &[String]) -> (Vec<String>, Vec<String>) {
         let (mut fenced, mut cancelled) = (Vec::new(), Vec::new());
         let now = Instant::now();
-        let lease = self.settings.lease;
+        let lease = self.settings().lease;
         for text in tokens {
             let Ok(token) = LeaseToken::new(text) else {
                 fenced.push(text.clone());
@@ -251,7 +251,7 @@ impl Broker {
     fn write_renewal(&self, key: TaskKey, token: LeaseToken) {
         let broker = self.clone();
         self.tracker.spawn(async move {
-            let deadline = now() + Millis::try_from(broker.settings.lease.as_millis()).unwrap_or(0);
+            let deadline = now() + Millis::try_from(broker.settings().lease.as_millis()).unwrap_or(0);
             if let Err(error) =
                 broker.change(&key, None, Event::Renew { token, deadline }, Ended::default()).await
             {

@@ -210,7 +210,7 @@ impl Broker {
         data: &[u8],
     ) -> Result<(), Error> {
         let Some(held) = self.leases.get(token, worker) else { return Ok(()) };
-        if self.settings.reserve.touched().is_some() {
+        if self.settings().reserve.touched().is_some() {
             // The room is for its result, which holds all of it.
             return Ok(());
         }

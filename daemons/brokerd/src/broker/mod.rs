@@ -32,6 +32,7 @@ mod workers;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool};
 
 use codering_core::{Code, Error, JobId, LeaseToken, time::Millis};
+use codering_kit::live::Live;
 use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -58,7 +59,7 @@ pub struct Broker(Arc<Parts>);
 
 /// What a broker is made of; private, and named only because a handle derefs to it.
 pub struct Parts {
-    settings: Settings,
+    settings: Live<Settings>,
     ledger: Arc<dyn Ledger>,
     queues: Arc<dyn Queues>,
     metrics: Arc<Metrics>,
@@ -103,7 +104,7 @@ impl Broker {
     ) -> Result<Self, Error> {
         let logs = logs::LiveLogs::open(&settings.live_dir)?;
         let broker = Self(Arc::new(Parts {
-            settings,
+            settings: Live::new(settings),
             ledger,
             queues,
             metrics,
@@ -134,6 +135,18 @@ impl Broker {
         broker.spawn(broker.clone().expire_leases());
         broker.spawn(broker.clone().reconcile_loop());
         Ok(broker)
+    }
+
+    /// What it goes by now; a decision takes it once.
+    fn settings(&self) -> Arc<Settings> {
+        self.settings.get()
+    }
+
+    /// Other settings from now on. Leases, the disk's reserve and where live output is kept stay as they were: the workers were
+    /// told how long a lease is, and the queue goes by the same reserve.
+    pub fn reconfigure(&self, new: Settings) {
+        let Settings { lease, live_dir, reserve, .. } = Settings::clone(&self.settings());
+        self.settings.set(Settings { lease, live_dir, reserve, ..new });
     }
 
     /// Stops the loops and waits for what they have in hand. Leases stay as they are: workers go on and

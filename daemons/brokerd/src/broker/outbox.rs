@@ -220,7 +220,7 @@ impl Broker {
             return Err(Error::new(Code::JobNotFound, format!("job {} is not in memory yet", task.key.job)));
         };
         let attempt =
-            super::dispatch::attempt_spec(spec, reduce.as_ref(), &task, &self.settings.default_limits);
+            super::dispatch::attempt_spec(spec, reduce.as_ref(), &task, &self.settings().default_limits);
         let message = TodoMessage::of(&task.project, &task.key.job, &task.spec, &attempt, spec.priority);
         let mut body = serde_json::to_vec(&message).map_err(super::internal)?;
         if body.len() > MAX_MESSAGE_BYTES {

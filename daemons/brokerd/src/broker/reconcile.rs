@@ -34,7 +34,7 @@ impl Broker {
             let Some(lease) = task.progress.lease() else { continue };
             let token = lease.token.clone();
             self.scheduler().count_running(&task.project);
-            self.leases.insert(token, Held::new(task, self.settings.lease));
+            self.leases.insert(token, Held::new(task, self.settings().lease));
         }
         tracing::info!(jobs = self.jobs.all().len(), leases = self.leases.len(), "loaded from the ledger");
         self.listen();
@@ -57,7 +57,7 @@ impl Broker {
                 }
             }
             tokio::select! {
-                () = tokio::time::sleep(self.settings.reconcile_every) => {}
+                () = tokio::time::sleep(self.settings().reconcile_every) => {}
                 () = self.stop.cancelled() => return,
             }
         }

@@ -36,7 +36,7 @@ impl Abandoned {
 impl Broker {
     /// Refuses what is new while the reserve is touched.
     pub(super) fn check_room(&self) -> Result<(), Error> {
-        match self.settings.reserve.touched() {
+        match self.settings().reserve.touched() {
             None => Ok(()),
             Some(short) => Err(Error::new(Code::LedgerFull, format!("nothing new is taken: {short}"))
                 .hint("free space on the broker's disk, and it goes on by itself; or lower min_free_disk")),
@@ -45,8 +45,8 @@ impl Broker {
 
     /// What the disk lacks, for `/readyz`.
     pub fn shortage(&self) -> Option<String> {
-        let short = self.settings.reserve.touched()?;
-        let what = if self.settings.reserve.half_gone().is_some() {
+        let short = self.settings().reserve.touched()?;
+        let what = if self.settings().reserve.half_gone().is_some() {
             "no task is begun"
         } else {
             "submits are refused"
@@ -64,7 +64,7 @@ impl Broker {
 
     /// Why no task may be begun now.
     async fn holds_back(&self) -> Option<String> {
-        if let Some(short) = self.settings.reserve.half_gone() {
+        if let Some(short) = self.settings().reserve.half_gone() {
             return Some(short.to_string());
         }
         if !self.ledger_failed.load(Relaxed) {

@@ -63,7 +63,8 @@ impl Broker {
 
     /// Refuses what is over the configured maxima.
     pub(super) fn check_limits(&self, limits: &LimitsPatch, place: &str) -> Result<(), Error> {
-        let most = &self.settings.max_limits;
+        let settings = self.settings();
+        let most = &settings.max_limits;
         let over = |name: &str, asked: String, most: String| {
             Err(Error::new(
                 Code::JobInvalid,
@@ -140,7 +141,7 @@ impl Submission {
             };
             spec.validate(&self.job.spec).map_err(at)?;
             self.broker.check_limits(&spec.limits, &format!("{place}.limits"))?;
-            let most = self.broker.settings.max_tasks_per_job;
+            let most = self.broker.settings().max_tasks_per_job;
             if self.total == most {
                 return Err(Error::new(Code::JobTooManyTasks, format!("a job has at most {most} tasks"))
                     .hint("split it into several jobs"));

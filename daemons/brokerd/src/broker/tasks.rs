@@ -200,7 +200,7 @@ impl Broker {
     /// Closes an open job to which nothing came for a while: not while a message is on its way into it.
     pub(super) async fn close_idle_job(&self, job: &LiveJob) -> Result<(), Error> {
         let idle = || {
-            job.idle() > self.settings.open_job_idle
+            job.idle() > self.settings().open_job_idle
                 && job.with(|j| j.open && j.counts.done() >= j.counts.total)
         };
         if !idle() {

@@ -74,6 +74,11 @@ impl Broker {
         }
     }
 
+    /// Nobody else changes a worker's row while this is held.
+    pub async fn worker_rows(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.worker_rows.lock().await
+    }
+
     /// A paused worker finishes what it runs and takes nothing new.
     pub async fn pause_worker(&self, name: &WorkerName, paused: bool) -> Result<WorkerView, Error> {
         let _row = self.worker_rows.lock().await;

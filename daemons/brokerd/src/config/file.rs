@@ -15,6 +15,7 @@ use crate::queue::QueueConfig;
 #[serde(default)]
 #[allow(missing_docs)]
 pub struct File {
+    pub log: Option<String>,
     pub data_dir: PathBuf,
     #[serde(deserialize_with = "read_size")]
     pub min_free_disk: Option<u64>,
@@ -27,12 +28,14 @@ pub struct File {
     pub limits: Limits,
     pub retention: Retention,
     pub broker: Broker,
+    pub workers: Workers,
     pub shutdown: Shutdown,
 }
 
 impl Default for File {
     fn default() -> Self {
         Self {
+            log: None,
             data_dir: "/var/lib/codering/brokerd".into(),
             min_free_disk: None,
             public_names: vec!["localhost".into()],
@@ -44,6 +47,7 @@ impl Default for File {
             limits: Limits::default(),
             retention: Retention::default(),
             broker: Broker::default(),
+            workers: Workers::default(),
             shutdown: Shutdown::default(),
         }
     }
@@ -170,6 +174,15 @@ pub struct Broker {
     pub open_job_idle: Option<u64>,
     #[serde(deserialize_with = "read_duration")]
     pub reconcile_every: Option<u64>,
+}
+
+/// `[workers]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+#[allow(missing_docs)]
+pub struct Workers {
+    #[serde(deserialize_with = "read_duration")]
+    pub certificate_life: Option<u64>,
 }
 
 /// `[shutdown]`

@@ -12,7 +12,11 @@ use std::{
 };
 
 use codering_core::{Code, Error, Limits, LimitsPatch};
-use codering_kit::disk::Reserve;
+use codering_kit::{
+    config::{Written, secret_path},
+    disk::Reserve,
+    telemetry, tls,
+};
 
 use crate::{
     broker::Settings,
@@ -20,9 +24,31 @@ use crate::{
 };
 pub use file::File;
 
+/// The keys that only a restart changes: what is opened once, and the leases that workers were told of.
+/// `docs/reload.md` says why, key by key.
+pub const AT_RESTART: &[&str] = &[
+    "data_dir",
+    "min_free_disk",
+    "grpc.listen",
+    "rest.listen",
+    "rest.tls",
+    "queue.backend",
+    "queue.url",
+    "queue.url_file",
+    "queue.ca_file",
+    "queue.prefix",
+    "queue.data_dir",
+    "queue.max_messages",
+    "queue.max_bytes",
+    "queue.max_message_bytes",
+    "leases.duration",
+];
+
 /// The checked configuration.
 #[derive(Debug, Clone)]
 pub struct Config {
+    /// What is logged.
+    pub log: String,
     /// Everything that brokerd keeps is below it.
     pub data_dir: PathBuf,
     /// Host names and addresses that its certificate names beside its own.
@@ -39,6 +65,8 @@ pub struct Config {
     pub queue: QueueConfig,
     /// What the broker itself goes by.
     pub settings: Settings,
+    /// How long a worker's certificate is valid; it is renewed before.
+    pub certificate_life: Duration,
     /// How long a drain may take.
     pub drain: Duration,
 }
@@ -49,7 +77,15 @@ impl Config {
     /// # Errors
     /// [`Code::ConfigInvalid`] with its place.
     pub fn load(file: Option<&Path>) -> Result<Self, Error> {
-        codering_kit::config::load("brokerd", file, Self::check)
+        Self::load_written(file).map(|(config, _)| config)
+    }
+
+    /// The same, and what was written.
+    ///
+    /// # Errors
+    /// Those of [`Config::load`].
+    pub fn load_written(file: Option<&Path>) -> Result<(Self, Written), Error> {
+        codering_kit::config::load_written("brokerd", file, Self::check)
     }
 
     fn check(file: File) -> Result<Self, Error> {
@@ -59,11 +95,15 @@ impl Config {
                 .hint("leave rest.tls away, or listen on 127.0.0.1 behind a proxy with TLS"));
         }
         let rest_certificate = match (file.tls.cert_file, file.tls.key_file) {
-            (Some(chain), Some(key)) => Some((chain, key)),
+            (Some(chain), Some(key)) => {
+                Some((secret_path("tls.cert_file", &chain)?, secret_path("tls.key_file", &key)?))
+            }
             (None, None) => None,
             (Some(_), None) => return Err(wrong("tls.cert_file", "needs tls.key_file beside it")),
             (None, Some(_)) => return Err(wrong("tls.key_file", "needs tls.cert_file beside it")),
         };
+        let log = file.log.unwrap_or_else(|| telemetry::DEFAULT_FILTER.into());
+        telemetry::filter(&log)?;
         if file.data_dir.as_os_str().is_empty() {
             return Err(wrong("data_dir", "is empty"));
         }
@@ -106,9 +146,17 @@ impl Config {
         settings.default_limits = checked(file.limits.usual(), &settings.default_limits, "")?;
         settings.max_limits = checked(file.limits.most(), &settings.max_limits, "max_")?;
         within(&settings.default_limits, &settings.max_limits)?;
+        let mut certificate_life = tls::WORKER_LIFE;
+        set(
+            &mut certificate_life,
+            "workers.certificate_life",
+            file.workers.certificate_life,
+            Duration::from_secs(10)..=hour * 24 * 3660,
+        )?;
         let mut drain = Duration::from_secs(20);
         set(&mut drain, "shutdown.deadline", file.shutdown.deadline, Duration::ZERO..=hour)?;
         Ok(Self {
+            log,
             data_dir: file.data_dir,
             public_names: file.public_names,
             grpc: file.grpc.listen,
@@ -117,6 +165,7 @@ impl Config {
             rest_certificate,
             queue,
             settings,
+            certificate_life,
             drain,
         })
     }
@@ -132,6 +181,11 @@ const QUEUE_CREDENTIAL: &str = "rabbitmq_url";
 fn checked_queue(mut queue: QueueConfig, data_dir: &Path) -> Result<QueueConfig, Error> {
     if queue.url.is_some() && queue.url_file.is_some() {
         return Err(wrong("queue.url", "excludes queue.url_file"));
+    }
+    for (key, path) in [("queue.url_file", &mut queue.url_file), ("queue.ca_file", &mut queue.ca_file)] {
+        if let Some(path) = path {
+            *path = secret_path(key, path)?;
+        }
     }
     let named = queue.url.is_some() || queue.url_file.is_some();
     if !named && queue.backend != Some(Backend::Embedded) {

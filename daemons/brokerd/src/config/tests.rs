@@ -2,6 +2,18 @@ use codering_kit::config::{Kind, keys};
 
 use super::*;
 
+/// One row a key in docs/reload.md, with what the code does.
+#[test]
+fn the_docs_say_of_every_key_whether_a_reload_changes_it() {
+    let docs = include_str!("../../../../docs/reload.md");
+    codering_kit::reload::assert_documented(
+        docs,
+        "brokerd",
+        &codering_kit::config::keys::<File>(),
+        AT_RESTART,
+    );
+}
+
 fn check(text: &str) -> Result<Config, Error> {
     Config::check(toml::from_str(text).expect("parses"))
 }

@@ -257,8 +257,10 @@ pub struct Token {
 pub struct Worker {
     /// Its name.
     pub name: WorkerName,
-    /// Serial number of its newest certificate, hexadecimal; no other is accepted.
+    /// Serial number of its newest certificate, hexadecimal.
     pub certificate_serial: String,
+    /// That of the one which it renewed that with, accepted as well until it expires; or empty. No other is accepted.
+    pub previous_serial: String,
     /// When that expires.
     pub certificate_expires_at: Millis,
     /// A user paused it.

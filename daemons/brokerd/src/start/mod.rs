@@ -1,11 +1,13 @@
 //! From a command line to a drained process. [`run`] is the table of contents.
 
+mod reload;
 mod repair;
 mod room;
 mod supervise;
 
 use std::{
     fs::DirBuilder,
+    net::SocketAddr,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -16,15 +18,18 @@ use std::{
 use clap::Parser;
 use codering_core::{Code, Error};
 use codering_kit::{
+    config::Written,
     fault,
     health::{self, Readiness},
+    inherited::Inherited,
     listen::{self, Bounds},
     notify, open_files,
+    reload::{self as hangup, Hangups},
     shutdown::{self, Shutdown},
     telemetry, tls,
 };
 use prometheus_client::registry::Registry;
-use tokio::task::JoinSet;
+use tokio::{net::TcpListener, task::JoinSet};
 
 use crate::{
     api::{self, Api},
@@ -58,6 +63,9 @@ enum Verb {
     /// Looks into a ledger's file, or puts a backup in its place, while no brokerd runs. `coderingctl ledger` calls this.
     #[command(subcommand)]
     Ledger(repair::Verb),
+    /// Has the running brokerd read its configuration, certificates and secrets again, and says what came of it: what the unit's
+    /// ExecReload= runs. For yourself: systemctl reload codering-brokerd.
+    Reload,
 }
 
 /// The closing of ledger and queue gets this long, even where the drain's deadline has passed.
@@ -66,10 +74,12 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
 /// All of `main`.
 pub fn main() -> ExitCode {
     let options = Options::parse();
-    if let Some(Verb::Ledger(verb)) = &options.verb {
-        return repair::main(verb, options.config.as_deref());
-    }
-    match start(&options) {
+    let done = match &options.verb {
+        Some(Verb::Ledger(verb)) => return repair::main(verb, options.config.as_deref()),
+        Some(Verb::Reload) => hangup::request("codering-brokerd").map(|said| eprintln!("{said}")),
+        None => start(&options),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => codering_kit::failed(&error),
     }
@@ -80,16 +90,19 @@ fn start(options: &Options) -> Result<(), Error> {
     if options.check {
         return check(options.config.as_deref());
     }
-    telemetry::init("codering-brokerd")?;
+    // Before there are threads, as it changes the environment.
+    let sockets = Inherited::take(&[GRPC, REST])?;
+    let (config, written) = Config::load_written(options.config.as_deref())?;
+    let filter = telemetry::init("codering-brokerd", telemetry::filter(&config.log)?)?;
     if fault::BUILT_IN {
         tracing::warn!("{}", fault::SAYS);
     }
-    let config = Config::load(options.config.as_deref())?;
+    let told = Told { file: options.config.clone(), written, filter };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(|e| Error::new(Code::Internal, format!("no runtime: {e}")))?;
-    let result = runtime.block_on(run(config));
+    let result = runtime.block_on(run(config, told, sockets));
     // Whatever still blocks was given its time in the drain.
     runtime.shutdown_timeout(Duration::from_secs(1));
     result
@@ -98,12 +111,7 @@ fn start(options: &Options) -> Result<(), Error> {
 /// Reads all that the configuration points to; makes and changes nothing.
 fn check(file: Option<&Path>) -> Result<(), Error> {
     let config = Config::load(file)?;
-    if let Some((chain, key)) = &config.rest_certificate {
-        pki::given_certificate(chain, key)?;
-    }
-    if let Some(url) = &config.queue.url_file {
-        codering_kit::config::secret_file("queue.url_file", url)?;
-    }
+    check_files(&config)?;
     let ca = config.data_dir.join("ca");
     if ca.join("ca.pem").exists() {
         tls::Ca::at(&ca)?;
@@ -112,9 +120,28 @@ fn check(file: Option<&Path>) -> Result<(), Error> {
     Ok(())
 }
 
-async fn run(config: Config) -> Result<(), Error> {
+fn check_files(config: &Config) -> Result<(), Error> {
+    if let Some((chain, key)) = &config.rest_certificate {
+        pki::given_certificate(chain, key)?;
+    }
+    if let Some(url) = &config.queue.url_file {
+        codering_kit::config::secret_file("queue.url_file", url)?;
+    }
+    Ok(())
+}
+
+/// Where the configuration came from, and what was written there.
+struct Told {
+    file: Option<PathBuf>,
+    written: Written,
+    filter: telemetry::Filter,
+}
+
+async fn run(config: Config, told: Told, mut sockets: Inherited) -> Result<(), Error> {
     let shutdown = shutdown::on_signals(config.drain)
         .map_err(|e| Error::new(Code::Internal, format!("no signal handlers: {e}")))?;
+    let hangups =
+        Hangups::listen().map_err(|e| Error::new(Code::Internal, format!("no signal handler: {e}")))?;
     let mut registry = Registry::default();
     let metrics = Arc::new(Metrics::new(&mut registry));
     let readiness = Readiness::new();
@@ -124,8 +151,9 @@ async fn run(config: Config) -> Result<(), Error> {
     make_data_dir(&config.data_dir)?;
     let pki = Pki::open(&config)?;
     // Bound before anything is opened: a port that is taken is found while nothing has been touched.
-    let grpc_listener = listen::bind(config.grpc).await?;
-    let rest_listener = listen::bind(config.rest).await?;
+    let grpc_listeners = listeners(sockets.of(GRPC), config.grpc).await?;
+    let rest_listeners = listeners(sockets.of(REST), config.rest).await?;
+    must_be_private(&config, &rest_listeners)?;
 
     notify::status("opening the ledger");
     let opened = tokio::select! {
@@ -137,28 +165,44 @@ async fn run(config: Config) -> Result<(), Error> {
     // RabbitMQ may be away: submits are recorded all the same, and published when it is back.
     drop(queue_known);
 
-    let api = Api::new(broker.clone(), auth, shutdown.clone());
+    let api = Api::new(broker.clone(), auth.clone(), shutdown.clone());
     let grpc = api::grpc::router(&api);
     let rest = api::rest::router(&api, health::router(readiness.clone(), Arc::new(registry)));
-    let addresses = (grpc_listener.local_addr(), rest_listener.local_addr());
+    tracing::info!(
+        grpc = addresses(&grpc_listeners), rest = addresses(&rest_listeners), rest_tls = config.rest_tls,
+        queue = queues.backend(), data_dir = %config.data_dir.display(), version = env!("CARGO_PKG_VERSION"), "serving"
+    );
     let mut servers = JoinSet::new();
-    let bounds = Bounds { connections: open_files::connections(open_files::raise(), 2), ..Bounds::default() };
-    servers.spawn(listen::serve(grpc_listener, Some(pki.grpc), grpc, bounds.clone(), shutdown.clone()));
-    servers.spawn(listen::serve(rest_listener, pki.rest, rest, bounds, shutdown.clone()));
-    if let (Ok(grpc), Ok(rest)) = addresses {
-        tracing::info!(
-            %grpc, %rest, rest_tls = config.rest_tls, queue = queues.backend(),
-            data_dir = %config.data_dir.display(), version = env!("CARGO_PKG_VERSION"), "serving"
-        );
+    let all = (grpc_listeners.len() + rest_listeners.len()) as u64;
+    let bounds =
+        Bounds { connections: open_files::connections(open_files::raise(), all), ..Bounds::default() };
+    for listener in grpc_listeners {
+        let tls = Some(pki.grpc.clone());
+        servers.spawn(listen::serve(listener, tls, grpc.clone(), bounds.clone(), shutdown.clone()));
+    }
+    for listener in rest_listeners {
+        servers.spawn(listen::serve(
+            listener,
+            pki.rest.clone(),
+            rest.clone(),
+            bounds.clone(),
+            shutdown.clone(),
+        ));
     }
     drop(serving);
 
+    let reloading =
+        reload::Reloading::new(config, told, pki.clone(), (broker.clone(), auth), shutdown.clone());
+    let valid = pki.keep_valid(reloading.config(), reloading.data_dir(), shutdown.clone());
+    tokio::spawn(valid);
     let supervisor = Supervisor::new(broker.clone(), readiness.clone(), metrics);
     let alive = supervisor.alive();
     tokio::spawn(notify::watchdog(alive, shutdown.clone()));
     let supervising = tokio::spawn(supervisor.run(shutdown.clone()));
     readiness.ready().await;
     notify::ready();
+    let settled = "the configuration was read again".to_owned();
+    tokio::spawn(hangups.serve(readiness.clone(), shutdown.clone(), settled, reloading.again()));
 
     shutdown.begun().await;
     readiness.stopping();
@@ -168,6 +212,34 @@ async fn run(config: Config) -> Result<(), Error> {
     supervising.abort();
     close(queues, ledger).await;
     Ok(())
+}
+
+/// What a socket unit calls its socket (`FileDescriptorName=`): as the configuration calls its table.
+const GRPC: &str = "grpc";
+const REST: &str = "rest";
+
+/// Those that systemd holds, or one of our own.
+async fn listeners(held: Vec<std::net::TcpListener>, own: SocketAddr) -> Result<Vec<TcpListener>, Error> {
+    if held.is_empty() {
+        return Ok(vec![listen::bind(own).await?]);
+    }
+    held.into_iter().map(listen::adopt).collect()
+}
+
+/// What the configuration says of REST's address is asked of the address that it has.
+fn must_be_private(config: &Config, rest: &[TcpListener]) -> Result<(), Error> {
+    let open = rest.iter().filter_map(|l| l.local_addr().ok()).find(|at| !at.ip().is_loopback());
+    match open.filter(|_| !config.rest_tls) {
+        None => Ok(()),
+        Some(at) => Err(Error::new(Code::ConfigInvalid, "tokens would cross the network readable")
+            .at(format!("the socket unit's ListenStream={at}"))
+            .hint("set rest.tls = true; or ListenStream=127.0.0.1:7480, behind a proxy with TLS")),
+    }
+}
+
+fn addresses(of: &[TcpListener]) -> String {
+    let all: Vec<_> = of.iter().filter_map(|l| Some(l.local_addr().ok()?.to_string())).collect();
+    all.join(" ")
 }
 
 /// What is opened at start, and closed at the end.
@@ -189,6 +261,7 @@ async fn open(config: &Config, pki: &Pki, metrics: &Arc<Metrics>) -> Result<Open
     };
     let opened = async {
         let auth = Auth::new(ledger.clone(), pki.ca.clone(), metrics.clone());
+        auth.set_certificate_life(config.certificate_life);
         auth.ensure_admin(&config.data_dir.join("admin.token")).await?;
         let (ledger, queues) = (ledger.clone(), queues.clone());
         let broker = Broker::start(config.settings.clone(), ledger, queues, metrics.clone()).await?;

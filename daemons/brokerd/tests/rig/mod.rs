@@ -103,6 +103,7 @@ impl Rig {
             let row = ledger::Worker {
                 name: name.clone(),
                 certificate_serial: "01".into(),
+                previous_serial: String::new(),
                 certificate_expires_at: i64::MAX,
                 paused: false,
                 revoked: false,

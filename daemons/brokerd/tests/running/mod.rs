@@ -16,19 +16,31 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 pub struct Place {
     directory: tempfile::TempDir,
     pub grpc: SocketAddr,
-    rest: SocketAddr,
+    pub rest: SocketAddr,
 }
 
 impl Place {
     pub fn new(more: &str) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let (grpc, rest) = (free_port(), free_port());
-        let text = format!(
-            "data_dir = '{}'\ngrpc.listen = '{grpc}'\nrest.listen = '{rest}'\n{more}\n",
-            directory.path().join("data").display()
-        );
-        std::fs::write(directory.path().join("brokerd.toml"), text).expect("written");
-        Self { directory, grpc, rest }
+        let place = Self { directory, grpc, rest };
+        place.configure(more);
+        place
+    }
+
+    /// Writes its configuration anew; `more` begins in line 4, and wins.
+    pub fn configure(&self, more: &str) {
+        let line = |key: &str, value: String| match more.contains(key) {
+            true => "#\n".to_owned(),
+            false => format!("{key} = '{value}'\n"),
+        };
+        let text = [
+            line("data_dir", self.path("data").display().to_string()),
+            line("grpc.listen", self.grpc.to_string()),
+            line("rest.listen", self.rest.to_string()),
+            format!("{more}\n"),
+        ];
+        std::fs::write(self.path("brokerd.toml"), text.concat()).expect("written");
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -82,9 +94,17 @@ impl Running {
         Self(command.stderr(Stdio::null()).spawn().expect("started"))
     }
 
+    pub fn id(&self) -> u32 {
+        self.0.id()
+    }
+
     pub fn terminate(&self) {
-        let sent = Command::new("kill").args(["-TERM", &self.0.id().to_string()]).status().expect("kill ran");
-        assert!(sent.success());
+        self.signal("TERM");
+    }
+
+    pub fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args([format!("-{name}"), self.id().to_string()]).status();
+        assert!(sent.expect("kill ran").success());
     }
 
     pub fn code(&mut self) -> Option<i32> {

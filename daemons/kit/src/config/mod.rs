@@ -21,7 +21,7 @@ use serde::de::DeserializeOwned;
 
 pub use environment::OTHERS;
 pub use schema::{Key, Kind, keys};
-pub use secret::{Secret, credential, secret_file};
+pub use secret::{Secret, credential, secret_file, secret_path};
 
 /// No configuration file is larger.
 const MAX_FILE_BYTES: u64 = 1 << 20;
@@ -39,6 +39,18 @@ pub fn load<T: DeserializeOwned, C>(
     file: Option<&Path>,
     check: impl FnOnce(T) -> Result<C, Error>,
 ) -> Result<C, Error> {
+    load_written(daemon, file, check).map(|(checked, _)| checked)
+}
+
+/// [`load`], and what was written beside what was made of it.
+///
+/// # Errors
+/// Those of [`load`].
+pub fn load_written<T: DeserializeOwned, C>(
+    daemon: &str,
+    file: Option<&Path>,
+    check: impl FnOnce(T) -> Result<C, Error>,
+) -> Result<(C, Written), Error> {
     let named = file.is_some();
     let file = file.map_or_else(|| PathBuf::from(format!("/etc/codering/{daemon}.toml")), Path::to_path_buf);
     load_from(&file, named, std::env::vars_os(), check)
@@ -50,7 +62,7 @@ fn load_from<T: DeserializeOwned, C>(
     named: bool,
     environment: impl IntoIterator<Item = (OsString, OsString)>,
     check: impl FnOnce(T) -> Result<C, Error>,
-) -> Result<C, Error> {
+) -> Result<(C, Written), Error> {
     let known = keys::<T>();
     let mut merged = toml::Table::new();
     let mut places = BTreeMap::new();
@@ -59,14 +71,67 @@ fn load_from<T: DeserializeOwned, C>(
         document::read::<T>(&path, &text, &known, &mut merged, &mut places)?;
     }
     environment::read::<T>(environment, &known, &mut merged, &mut places)?;
-    let value = T::deserialize(toml::Value::Table(merged)).map_err(|e| invalid(e.to_string()))?;
-    check(value).map_err(|mut error| {
-        if let Some(place) = places.get(&error.place) {
+    let value = T::deserialize(toml::Value::Table(merged.clone())).map_err(|e| invalid(e.to_string()))?;
+    let written = Written { values: merged, places, keys: known.into_iter().map(|key| key.path).collect() };
+    match check(value) {
+        Ok(checked) => Ok((checked, written)),
+        Err(error) => Err(written.placed(error)),
+    }
+}
+
+/// What the files and the environment say, key by key.
+#[derive(Debug, Clone, Default)]
+pub struct Written {
+    values: toml::Table,
+    places: BTreeMap<String, String>,
+    keys: Vec<String>,
+}
+
+impl Written {
+    /// The keys whose value is another than in `before`, as they are written: `30s` is another than `30`.
+    pub fn changed_since(&self, before: &Self) -> Vec<String> {
+        self.keys.iter().filter(|key| self.value(key) != before.value(key)).cloned().collect()
+    }
+
+    /// These keys are in force now as `newer` has them; the others stay what they were.
+    pub fn take_from(&mut self, newer: Self, keys: &[String]) {
+        let mut values = newer.values.clone();
+        for key in self.keys.iter().filter(|key| !keys.contains(key)) {
+            put(&mut values, key, self.value(key).cloned());
+        }
+        *self = Self { values, ..newer };
+    }
+
+    /// The error with the file and line of the key that is its place; always [`Code::ConfigInvalid`].
+    pub fn placed(&self, mut error: Error) -> Error {
+        if let Some(place) = self.places.get(&error.place) {
             error.place.clone_from(place);
         }
         error.code = Code::ConfigInvalid;
         error
-    })
+    }
+
+    fn value(&self, key: &str) -> Option<&toml::Value> {
+        let (above, last) = key.rsplit_once('.').map_or((None, key), |(above, last)| (Some(above), last));
+        let mut table = &self.values;
+        for part in above.into_iter().flat_map(|above| above.split('.')) {
+            table = table.get(part)?.as_table()?;
+        }
+        table.get(last)
+    }
+}
+
+fn put(table: &mut toml::Table, key: &str, value: Option<toml::Value>) {
+    match (key.split_once('.'), value) {
+        (Some((first, rest)), value) => {
+            let inner = table.entry(first).or_insert_with(|| toml::Value::Table(toml::Table::new()));
+            if let Some(inner) = inner.as_table_mut() {
+                put(inner, rest, value);
+            }
+        }
+        (None, Some(value)) => drop(table.insert(key.to_owned(), value)),
+        (None, None) => drop(table.remove(key)),
+    }
 }
 
 fn invalid(message: impl Into<String>) -> Error {

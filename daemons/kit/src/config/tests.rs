@@ -64,7 +64,7 @@ impl Files {
         check: impl FnOnce(Sample) -> Result<Sample, Error>,
     ) -> Result<Sample, Error> {
         let environment = environment.iter().map(|(n, v)| (OsString::from(n), OsString::from(v)));
-        load_from(&self.0.path().join("sample.toml"), true, environment, check)
+        load_from(&self.0.path().join("sample.toml"), true, environment, check).map(|(checked, _)| checked)
     }
 
     /// The error's text with the directory cut off.
@@ -190,7 +190,7 @@ fn a_named_file_must_be_there_and_a_default_one_need_not() {
     let file = directory.path().join("sample.toml");
     let error = load_from::<Sample, _>(&file, true, [], Ok).expect_err("refused");
     assert!(error.to_string().contains("cannot be read"), "{error}");
-    assert_eq!(load_from::<Sample, _>(&file, false, [], Ok).expect("defaults"), Sample::default());
+    assert_eq!(load_from::<Sample, _>(&file, false, [], Ok).expect("defaults").0, Sample::default());
 }
 
 #[test]
@@ -200,4 +200,18 @@ fn a_secret_is_read_without_its_newline_and_never_shown() {
     assert_eq!((secret.expose(), format!("{secret:?}").as_str()), ("hunter2", "[secret]"));
     let error = secret_file("queue.url_file", &files.0.path().join("empty")).expect_err("refused");
     assert!(error.to_string().contains("is empty") && error.place == "queue.url_file", "{error}");
+}
+
+#[test]
+fn the_keys_that_were_written_anew_are_told_wherever_they_were_written() {
+    let load = |files: &Files, environment: &[(&str, &str)]| {
+        let environment = environment.iter().map(|(n, v)| (OsString::from(n), OsString::from(v)));
+        load_from::<Sample, _>(&files.0.path().join("sample.toml"), true, environment, Ok).expect("valid").1
+    };
+    let files = Files::new("name = 'a'\nslots = 1\n[grpc]\ntls = true\n[labels]\na = '1'\n");
+    let before = load(&files, &[]);
+    assert!(load(&files, &[]).changed_since(&before).is_empty());
+    let files = files.write("sample.d/a.toml", "slots = 2\n[grpc]\ntls = false\n[labels]\nb = '2'\n");
+    let after = load(&files, &[("CODERING_MODE", "safe")]);
+    assert_eq!(after.changed_since(&before), ["slots", "labels", "grpc.tls", "mode"]);
 }

@@ -7,7 +7,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_rustls::TlsConnector;
 
 use super::*;
-use crate::tls::{self, Ca};
+use crate::{
+    live::Live,
+    tls::{self, Ca},
+};
 
 struct Server {
     address: SocketAddr,
@@ -42,7 +45,7 @@ async fn server(bounds: Bounds, plain: bool) -> Server {
     let listener = bind("127.0.0.1:0".parse().expect("an address")).await.expect("bound");
     let address = listener.local_addr().expect("bound");
     let shutdown = Shutdown::new(Duration::from_secs(10));
-    let tls = (!plain).then(|| Arc::new(config));
+    let tls = (!plain).then(|| Live::new(config));
     let task = tokio::spawn(serve(listener, tls, router, bounds, shutdown.clone()));
     Server { address, ca, shutdown, task, _directory: directory }
 }

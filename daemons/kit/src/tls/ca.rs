@@ -22,12 +22,12 @@ use super::{
 
 /// Ten years: renewing it means enrolling every worker again.
 const CA_LIFE: Duration = Duration::days(3650);
-/// The broker makes its own anew long before, at a start.
+/// The broker makes its own anew long before.
 const SERVER_LIFE: Duration = Duration::days(825);
-/// A worker is shut out by revoking it, not by waiting.
-const WORKER_LIFE: Duration = Duration::days(1095);
+/// It renews its certificate by itself, so what was stolen and not noticed is of no use after this.
+pub const WORKER_LIFE: std::time::Duration = std::time::Duration::from_secs(30 * 86_400);
 /// A certificate is valid a while before it was made, for clocks that are behind, or were ahead then.
-const CLOCK_SKEW: Duration = Duration::days(1);
+pub(super) const CLOCK_SKEW: Duration = Duration::days(1);
 
 /// Signs certificates with the key at `ca.key`.
 pub struct Ca {
@@ -149,8 +149,16 @@ impl Ca {
     /// # Errors
     /// [`Code::ConfigInvalid`] when a name cannot stand in a certificate.
     pub fn issue_server(&self, names: &[String]) -> Result<Issued, Error> {
+        self.issue_server_for(names, SERVER_LIFE.unsigned_abs())
+    }
+
+    /// The same, for this long.
+    ///
+    /// # Errors
+    /// As for [`Ca::issue_server`].
+    pub fn issue_server_for(&self, names: &[String], life: std::time::Duration) -> Result<Issued, Error> {
         let fail = |e: rcgen::Error| internal("no server certificate could be made", e);
-        let mut params = params(SERVER_LIFE)?;
+        let mut params = params(as_time(life))?;
         params.distinguished_name.push(DnType::CommonName, names.first().map_or("codering", String::as_str));
         params.subject_alt_names = names.iter().map(|name| alternative(name)).collect::<Result<_, _>>()?;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
@@ -165,11 +173,24 @@ impl Ca {
     /// # Errors
     /// [`Code::InvalidInput`] when it is no PKCS #10 request, or not signed by its own key.
     pub fn issue_worker(&self, csr_pem: &str, worker: &WorkerName) -> Result<SignedWorker, Error> {
+        self.issue_worker_for(csr_pem, worker, WORKER_LIFE)
+    }
+
+    /// The same, for this long.
+    ///
+    /// # Errors
+    /// As for [`Ca::issue_worker`].
+    pub fn issue_worker_for(
+        &self,
+        csr_pem: &str,
+        worker: &WorkerName,
+        life: std::time::Duration,
+    ) -> Result<SignedWorker, Error> {
         let refuse = |e: rcgen::Error| {
             Error::new(Code::InvalidInput, format!("the signing request is refused: {e}")).at("csr_pem")
         };
         let request = CertificateSigningRequestParams::from_pem(csr_pem).map_err(refuse)?;
-        let mut params = params(WORKER_LIFE)?;
+        let mut params = params(as_time(life))?;
         params.distinguished_name.push(DnType::CommonName, worker.as_str());
         params.distinguished_name.push(DnType::OrganizationalUnitName, super::WORKER_ROLE);
         params.subject_alt_names = vec![alternative(worker.as_str())?];
@@ -195,6 +216,10 @@ impl Ca {
             && wanted.is_ok_and(|w| w.len() == named)
             && names.iter().all(|name| names_host(&parsed, name))
     }
+}
+
+fn as_time(life: std::time::Duration) -> Duration {
+    Duration::try_from(life).unwrap_or(CA_LIFE)
 }
 
 fn params(life: Duration) -> Result<CertificateParams, Error> {

@@ -22,7 +22,7 @@ use rustls::{
 use sha2::{Digest, Sha256};
 use x509_parser::{certificate::X509Certificate, prelude::FromDer};
 
-pub use ca::{Ca, Issued, SignedWorker};
+pub use ca::{Ca, Issued, SignedWorker, WORKER_LIFE};
 pub use files::{write_private, write_public};
 
 /// The organisational unit that a worker's certificate carries.
@@ -100,6 +100,11 @@ impl Identity {
             not_before_ms: validity.not_before.timestamp().saturating_mul(1000),
             not_after_ms: validity.not_after.timestamp().saturating_mul(1000),
         })
+    }
+
+    /// When the CA signed it: a certificate is valid from a while before that.
+    pub fn issued_at_ms(&self) -> Millis {
+        self.not_before_ms + ca::CLOCK_SKEW.whole_milliseconds() as Millis
     }
 
     /// The worker that it names, if that is what it is for.

@@ -26,7 +26,10 @@ use std::{
 };
 
 use codering_core::{Code, Error, Source, spec::without_password};
-use codering_kit::fault::{self, Point};
+use codering_kit::{
+    fault::{self, Point},
+    live::Live,
+};
 use sha2::{Digest, Sha256};
 
 pub use self::wire::Look;
@@ -60,8 +63,8 @@ struct Inner {
     program: PathBuf,
     dir: PathBuf,
     home: PathBuf,
-    git: Git,
-    proxy: Proxy,
+    /// Both change together, at a reload.
+    how: Live<(Git, Proxy)>,
     open: Mutex<HashMap<String, Arc<Mirror>>>,
     known: Mutex<HashMap<(String, String, String), Look>>,
     fetches: AtomicU64,
@@ -88,12 +91,21 @@ impl Mirrors {
             program,
             dir,
             home,
-            git,
-            proxy,
+            how: Live::new((git, proxy)),
             open: Mutex::default(),
             known: Mutex::default(),
             fetches: AtomicU64::new(0),
         })))
+    }
+
+    /// From now on with these.
+    ///
+    /// # Errors
+    /// As for [`Mirrors::new`]; then they stay what they were.
+    pub fn reconfigure(&self, git: Git, proxy: Proxy) -> Result<(), Error> {
+        process::prepare_home(&self.0.home, &git)?;
+        self.0.how.set((git, proxy));
+        Ok(())
     }
 
     /// How many fetches went out.
@@ -217,7 +229,7 @@ impl Mirrors {
 
     fn check_scheme(&self, url: &str) -> Result<(), CheckoutError> {
         let scheme = url.split_once("://").map_or("ssh", |(scheme, _)| scheme);
-        if self.0.git.schemes.iter().any(|allowed| allowed == scheme) {
+        if self.0.how.get().0.schemes.iter().any(|allowed| allowed == scheme) {
             return Ok(());
         }
         let error = Error::new(
@@ -258,13 +270,14 @@ impl Mirrors {
         source: &Source,
         extra: Option<&str>,
     ) -> Result<(), CheckoutError> {
+        let how = self.0.how.get();
         let request = Request::Fetch {
             mirror: mirror.path.clone(),
             url: source.git_url.clone(),
             extra: extra.map(str::to_owned),
-            ssh_key: self.0.git.ssh_key.clone(),
-            credentials: self.0.git.credentials.clone(),
-            max_bytes: self.0.git.max_bytes,
+            ssh_key: how.0.ssh_key.clone(),
+            credentials: how.0.credentials.clone(),
+            max_bytes: how.0.max_bytes,
         };
         let mut again = true;
         loop {
@@ -346,17 +359,19 @@ impl Mirrors {
         let mut command = self.command();
         command.stdout(Stdio::piped());
         let asked = process::ask(command, request);
-        match tokio::time::timeout(self.0.git.timeout, asked).await {
+        let bound = self.0.how.get().0.timeout;
+        match tokio::time::timeout(bound, asked).await {
             Ok(answer) => answer.map_err(CheckoutError::Unreachable),
             Err(_) => Err(CheckoutError::Unreachable(Error::new(
                 Code::GitUnreachable,
-                format!("git was not done within {} s", self.0.git.timeout.as_secs()),
+                format!("git was not done within {} s", bound.as_secs()),
             ))),
         }
     }
 
     fn command(&self) -> tokio::process::Command {
-        process::command(&self.0.program, &self.0.home, &self.0.git, &self.0.proxy)
+        let how = self.0.how.get();
+        process::command(&self.0.program, &self.0.home, &how.0, &how.1)
     }
 }
 

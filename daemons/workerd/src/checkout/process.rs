@@ -3,6 +3,7 @@
 use std::{os::unix::process::ExitStatusExt, path::Path, process::Stdio};
 
 use codering_core::{Code, Error};
+use codering_kit::tls::write_private;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     process::{Child, Command},
@@ -38,7 +39,8 @@ pub(super) fn prepare_home(home: &Path, git: &Git) -> Result<(), Error> {
         }
         None => std::fs::read("/etc/ssh/ssh_known_hosts").unwrap_or_default(),
     };
-    std::fs::write(home.join(".ssh/known_hosts"), known).map_err(fail)
+    // fault: whole, as a fetch may be reading it; and written anew at each start.
+    write_private(&home.join(".ssh/known_hosts"), &known).map_err(fail)
 }
 
 pub(super) fn command(program: &Path, home: &Path, git: &Git, proxy: &Proxy) -> Command {

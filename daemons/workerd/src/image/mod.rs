@@ -14,7 +14,10 @@ use std::{
 
 use bollard::{Docker, auth::DockerCredentials, query_parameters::RemoveImageOptionsBuilder};
 use codering_core::{Code, Error, JobId, Source, time::Millis};
-use codering_kit::fault::{self, Point};
+use codering_kit::{
+    fault::{self, Point},
+    live::Live,
+};
 use futures::{
     FutureExt,
     future::{BoxFuture, Shared, WeakShared},
@@ -119,12 +122,30 @@ type Flight = BoxFuture<'static, Result<Arc<Report>, BuildError>>;
 #[derive(Clone)]
 pub struct Images(Arc<Inner>);
 
+/// What a reload may change.
+pub struct How {
+    build: Build,
+    proxy: Proxy,
+    credentials: Option<PathBuf>,
+}
+
+impl How {
+    fn of(config: &Config) -> Result<Self, Error> {
+        if let Some(file) = &config.docker_credentials {
+            credentials::read(file)?;
+        }
+        Ok(Self {
+            build: config.build.clone(),
+            proxy: config.proxy.clone(),
+            credentials: config.docker_credentials.clone(),
+        })
+    }
+}
+
 struct Inner {
     docker: Docker,
     mirrors: Mirrors,
-    config: Build,
-    proxy: Proxy,
-    credentials: Option<PathBuf>,
+    how: Live<How>,
     stamps: PathBuf,
     flights: Mutex<HashMap<String, WeakShared<Flight>>>,
     failed: Mutex<HashMap<String, (Instant, BuildError)>>,
@@ -161,15 +182,11 @@ impl Images {
         let stamps = config.path("contexts");
         std::fs::create_dir_all(&stamps)
             .map_err(|e| Error::new(Code::Internal, e.to_string()).at(stamps.display().to_string()))?;
-        if let Some(file) = &config.docker_credentials {
-            credentials::read(file)?;
-        }
+        let how = Live::new(How::of(config)?);
         Ok(Self(Arc::new(Inner {
             docker,
             mirrors,
-            config: config.build.clone(),
-            proxy: config.proxy.clone(),
-            credentials: config.docker_credentials.clone(),
+            how,
             stamps,
             flights: Mutex::default(),
             failed: Mutex::default(),
@@ -177,6 +194,19 @@ impl Images {
             room: tokio::sync::Semaphore::new(MAX_BUILDS),
             builds: std::sync::atomic::AtomicU64::new(0),
         })))
+    }
+
+    /// What [`Images::reconfigure`] takes.
+    ///
+    /// # Errors
+    /// [`Code::ConfigInvalid`] for the registry credentials.
+    pub fn read(config: &Config) -> Result<How, Error> {
+        How::of(config)
+    }
+
+    /// From now on in this way.
+    pub fn reconfigure(&self, how: How) {
+        self.0.how.set(how);
     }
 
     /// The image of a source at a commit: there already, or built once for all who ask. A build that failed answers all
@@ -251,7 +281,7 @@ impl Images {
     /// The name says the content: git's own hash of the tree, the Dockerfile's path, and what else goes into a build.
     fn name(&self, source: &Source, look: &Look) -> String {
         let mut hash = Sha256::new();
-        for part in ["1", &look.tree, &source.dockerfile, &self.0.config.network.to_string()] {
+        for part in ["1", &look.tree, &source.dockerfile, &self.0.how.get().build.network.to_string()] {
             hash.update((part.len() as u64).to_be_bytes());
             hash.update(part.as_bytes());
         }
@@ -318,11 +348,12 @@ impl Images {
         self.0.builds.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let (started_at, began) = (now(), Instant::now());
         let mut log = BuildLog::default();
+        let how = self.0.how.get();
         let job = build::Job {
             docker: &self.0.docker,
             mirrors: &self.0.mirrors,
-            config: &self.0.config,
-            proxy: &self.0.proxy,
+            config: &how.build,
+            proxy: &how.proxy,
             credentials: self.registry_credentials()?,
             source,
             look,
@@ -389,11 +420,11 @@ impl Images {
 
     /// The disk that builds write to, where it is to be seen.
     pub async fn disk(&self) -> Option<Disk> {
-        Disk::of(&self.0.docker, self.0.config.disk_reserve).await
+        Disk::of(&self.0.docker, self.0.how.get().build.disk_reserve).await
     }
 
     fn registry_credentials(&self) -> Result<Option<HashMap<String, DockerCredentials>>, BuildError> {
-        let read = self.0.credentials.as_deref().map(credentials::read).transpose();
+        let read = self.0.how.get().credentials.as_deref().map(credentials::read).transpose();
         read.map_err(|e| BuildError::Unavailable(e.to_string()))
     }
 }

@@ -27,7 +27,10 @@ use codering_core::{
     WorkerName,
     time::{Millis, from_rfc3339},
 };
-use codering_kit::fault::{self, Point};
+use codering_kit::{
+    fault::{self, Point},
+    live::Live,
+};
 use futures::{StreamExt, stream::BoxStream};
 use tokio::{io::AsyncWrite, time::timeout};
 
@@ -62,7 +65,7 @@ const MAX_USERS: usize = 256;
 pub struct Containers {
     docker: Docker,
     worker: WorkerName,
-    config: SandboxConfig,
+    config: Live<SandboxConfig>,
     cores: f64,
     /// By image and what it names: the numbers behind it.
     users: Arc<Mutex<HashMap<(String, String), String>>>,
@@ -71,6 +74,11 @@ pub struct Containers {
 impl Containers {
     /// For this worker's attempts.
     pub fn new(docker: Docker, worker: WorkerName, config: SandboxConfig) -> Self {
+        Self::following(docker, worker, Live::new(config))
+    }
+
+    /// The same, by what `config` is when each begins.
+    pub fn following(docker: Docker, worker: WorkerName, config: Live<SandboxConfig>) -> Self {
         let cores = std::thread::available_parallelism().map_or(1.0, |n| n.get() as f64);
         Self { docker, worker, config, cores, users: Arc::default() }
     }
@@ -78,7 +86,7 @@ impl Containers {
     async fn create(&self, spec: &Spec) -> Result<String, StartError> {
         let name = format!("codering-{}", spec.token);
         let user = self.user(&spec.image).await?;
-        let body = settings::body(spec, &user, &self.worker, &self.config, self.cores)?;
+        let body = settings::body(spec, &user, &self.worker, &self.config.get(), self.cores)?;
         let create = || {
             let options = CreateContainerOptionsBuilder::default().name(&name).build();
             call(self.docker.create_container(Some(options), body.clone()))

@@ -9,7 +9,7 @@ use std::{
 };
 
 use codering_core::{JobId, LeaseToken, Outcome, TaskResult, WorkerName};
-use codering_kit::{listen, shutdown::Shutdown, tls};
+use codering_kit::{listen, live::Live, shutdown::Shutdown, tls};
 use codering_proto::v1::{
     self, FromWorker, ToWorker,
     from_worker::Message as From,
@@ -79,7 +79,7 @@ impl Broker {
         self.shutdown = Shutdown::new(Duration::ZERO);
         // The former one lets go of the port a moment after it was told to.
         let listener = super::until("the port", async || listen::bind(self.address).await.ok()).await;
-        let issued = self.ca.issue_server(&["localhost".to_owned()]).unwrap();
+        let issued = self.ca.issue_server(&["localhost".to_owned(), "broker.test".to_owned()]).unwrap();
         let config = tls::server_config(
             issued.chain_pem.as_bytes(),
             issued.key_pem.as_bytes(),
@@ -90,7 +90,7 @@ impl Broker {
         let router = tonic::service::Routes::new(service).into_axum_router();
         tokio::spawn(listen::serve(
             listener,
-            Some(Arc::new(config.unwrap())),
+            Some(Live::new(config.unwrap())),
             router,
             listen::Bounds::default(),
             self.shutdown.clone(),
@@ -360,6 +360,10 @@ impl Workers for Service {
             ca_pem: self.1.pem().to_owned(),
             expires_at_ms: signed.identity.not_after_ms,
         }))
+    }
+
+    async fn renew(&self, _: Request<v1::RenewRequest>) -> Answer<v1::EnrollResponse> {
+        Err(Status::unimplemented("the tests' broker renews nothing"))
     }
 
     async fn report(&self, request: Request<v1::AttemptReport>) -> Answer<v1::ReportReceived> {

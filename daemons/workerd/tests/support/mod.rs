@@ -2,6 +2,8 @@
 #![allow(dead_code, clippy::unwrap_used)]
 
 pub mod broker;
+pub mod githost;
+pub mod proxy;
 
 use std::{
     path::{Path, PathBuf},

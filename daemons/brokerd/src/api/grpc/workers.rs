@@ -88,6 +88,8 @@ impl Workers for Service {
         unary(request, |call, asked| async move {
             let worker: WorkerName = id(&asked.worker, "worker")?;
             let (from, (auth, broker)) = (call.peer().address, call.enrolment()?);
+            // Without it a revocation that comes in between would be written over.
+            let _rows = broker.worker_rows().await;
             let enrolled = auth.enroll(&asked.join_token, worker.clone(), &asked.csr_pem, from).await?;
             if enrolled.replaced {
                 broker.disconnect(&worker);
@@ -96,6 +98,23 @@ impl Workers for Service {
                 certificate_pem: enrolled.certificate_pem,
                 ca_pem: enrolled.ca_pem,
                 expires_at_ms: enrolled.expires_at,
+            })
+        })
+        .await
+    }
+
+    async fn renew(
+        &self,
+        request: Request<v1::RenewRequest>,
+    ) -> Result<Response<v1::EnrollResponse>, Status> {
+        unary(request, |call, asked| async move {
+            let (auth, broker) = call.renewal()?;
+            let _rows = broker.worker_rows().await;
+            let renewed = auth.renew(call.peer(), &asked.csr_pem).await?;
+            Ok(v1::EnrollResponse {
+                certificate_pem: renewed.certificate_pem,
+                ca_pem: renewed.ca_pem,
+                expires_at_ms: renewed.expires_at,
             })
         })
         .await

@@ -11,6 +11,7 @@ use codering_core::{ProjectName, QueueName, quota::Quota};
 use codering_kit::{
     connect, health,
     listen::{self, Bounds, Peer},
+    live::Live,
     shutdown::Shutdown,
     tls::{self, Ca},
 };
@@ -138,7 +139,7 @@ impl Rig {
         let listener = listen::bind(([127, 0, 0, 1], 0).into()).await.expect("bound");
         let address = listener.local_addr().expect("bound");
         let (router, shutdown) = (api::grpc::router(&self.api), self.shutdown.clone());
-        let tls = Some(Arc::new(config.expect("valid")));
+        let tls = Some(Live::new(config.expect("valid")));
         tokio::spawn(listen::serve(listener, tls, router, Bounds::default(), shutdown));
         address
     }

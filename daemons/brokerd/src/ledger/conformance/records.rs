@@ -81,6 +81,7 @@ async fn workers(ledger: &dyn Ledger) {
     let worker = |name: &str| Worker {
         name: name.parse().unwrap(),
         certificate_serial: "0a".into(),
+        previous_serial: "09".into(),
         certificate_expires_at: NOW + 9,
         paused: false,
         revoked: true,

@@ -141,7 +141,7 @@ pub(super) async fn spend_token(batch: &mut Batch, id: &str, now: Millis) -> sql
 pub(super) async fn put_worker(batch: &mut Batch, worker: &Worker) -> sqlx::Result<()> {
     sqlx::query(
         "INSERT OR REPLACE INTO workers (name, certificate_serial, certificate_expires_at, paused, revoked,
-            enrolled_at, last_seen_at) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            enrolled_at, last_seen_at, previous_serial) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
     )
     .bind(worker.name.as_str())
     .bind(&worker.certificate_serial)
@@ -150,6 +150,7 @@ pub(super) async fn put_worker(batch: &mut Batch, worker: &Worker) -> sqlx::Resu
     .bind(worker.revoked)
     .bind(worker.enrolled_at)
     .bind(worker.last_seen_at)
+    .bind(&worker.previous_serial)
     .execute(&mut batch.connection)
     .await
     .map(drop)
@@ -157,8 +158,8 @@ pub(super) async fn put_worker(batch: &mut Batch, worker: &Worker) -> sqlx::Resu
 
 pub(super) async fn workers(readers: &SqlitePool) -> sqlx::Result<Vec<Worker>> {
     let rows = sqlx::query(
-        "SELECT name, certificate_serial, certificate_expires_at, paused, revoked, enrolled_at, last_seen_at
-         FROM workers ORDER BY name",
+        "SELECT name, certificate_serial, certificate_expires_at, paused, revoked, enrolled_at, last_seen_at,
+            previous_serial FROM workers ORDER BY name",
     )
     .fetch_all(readers)
     .await?;
@@ -173,6 +174,7 @@ pub(super) async fn workers(readers: &SqlitePool) -> sqlx::Result<Vec<Worker>> {
                 revoked: columns.next()?,
                 enrolled_at: columns.next()?,
                 last_seen_at: columns.next()?,
+                previous_serial: columns.next()?,
             })
         })
         .collect()

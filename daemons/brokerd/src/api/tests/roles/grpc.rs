@@ -64,6 +64,8 @@ const TABLE: &[Row] = &[
     row("codering.v1.Workers/Revoke",        "A",        "worker.not_found", "auth.denied"),
     // Its join token is in the message: a test of its own.
     row(ENROLL,                              "J",        "ok",              "auth.denied"),
+    // What is asked for is no signing request.
+    row("codering.v1.Workers/Renew",         "W",        "invalid.input",   ""),
     row("codering.v1.Workers/Attach",        "W",        "ok",              ""),
     row("codering.v1.Workers/Report",        "W",        "ok",              ""),
     row("codering.v1.Workers/PinCommit",     "W",        "lease.fenced",    ""),
@@ -167,6 +169,7 @@ fn request(people: &People, method: &str) -> Vec<u8> {
             let hello = v1::Hello { slots: 1, version: "test".into(), ..Default::default() };
             v1::FromWorker { message: Some(v1::from_worker::Message::Hello(hello)) }.encode_to_vec()
         }
+        "Workers/Renew" => v1::RenewRequest { csr_pem: "none".into() }.encode_to_vec(),
         "Workers/Report" => v1::AttemptReport { token, result: None }.encode_to_vec(),
         "Workers/PinCommit" => v1::PinCommitRequest { token, commit: "0".repeat(40) }.encode_to_vec(),
         "Workers/Input" => v1::InputRequest { token }.encode_to_vec(),
