@@ -66,8 +66,14 @@ enum Verb {
     /// Has the running brokerd read its configuration, certificates and secrets again, and says what came of it: what the unit's
     /// ExecReload= runs. For yourself: systemctl reload codering-brokerd.
     Reload,
+    /// Makes the CA, brokerd's certificate, the ledger and an administrator's token where they are missing, and exits.
+    ///
+    /// A start does the same; this is for doing it before anything listens.
+    Init,
 }
 
+/// In the data directory. `coderingctl` on this machine looks for it there.
+const ADMIN_TOKEN: &str = "admin.token";
 /// The closing of ledger and queue gets this long, even where the drain's deadline has passed.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -77,6 +83,7 @@ pub fn main() -> ExitCode {
     let done = match &options.verb {
         Some(Verb::Ledger(verb)) => return repair::main(verb, options.config.as_deref()),
         Some(Verb::Reload) => hangup::request("codering-brokerd").map(|said| eprintln!("{said}")),
+        Some(Verb::Init) => init(options.config.as_deref()),
         None => start(&options),
     };
     match done {
@@ -118,6 +125,29 @@ fn check(file: Option<&Path>) -> Result<(), Error> {
     }
     eprintln!("the configuration is valid");
     Ok(())
+}
+
+/// [`Verb::Init`]. What is there is left as it is.
+fn init(file: Option<&Path>) -> Result<(), Error> {
+    tls::install_provider();
+    let config = Config::load(file)?;
+    telemetry::init("codering-brokerd", telemetry::filter(&config.log)?)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Error::new(Code::Internal, format!("no runtime: {e}")))?;
+    runtime.block_on(make(&config))
+}
+
+async fn make(config: &Config) -> Result<(), Error> {
+    make_data_dir(&config.data_dir)?;
+    let pki = Pki::open(config)?;
+    let ledger = ledger::open(&config.data_dir.join("ledger.db")).await?;
+    let metrics = Arc::new(Metrics::new(&mut Registry::default()));
+    let made =
+        Auth::new(ledger.clone(), pki.ca, metrics).ensure_admin(&config.data_dir.join(ADMIN_TOKEN)).await;
+    ledger.close().await;
+    made
 }
 
 fn check_files(config: &Config) -> Result<(), Error> {
@@ -262,7 +292,7 @@ async fn open(config: &Config, pki: &Pki, metrics: &Arc<Metrics>) -> Result<Open
     let opened = async {
         let auth = Auth::new(ledger.clone(), pki.ca.clone(), metrics.clone());
         auth.set_certificate_life(config.certificate_life);
-        auth.ensure_admin(&config.data_dir.join("admin.token")).await?;
+        auth.ensure_admin(&config.data_dir.join(ADMIN_TOKEN)).await?;
         let (ledger, queues) = (ledger.clone(), queues.clone());
         let broker = Broker::start(config.settings.clone(), ledger, queues, metrics.clone()).await?;
         Ok((auth, broker))
