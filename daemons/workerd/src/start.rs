@@ -1,6 +1,10 @@
 //! The process from its start to its end, as a table of contents.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use bollard::{API_DEFAULT_VERSION, Docker};
 use clap::Parser;
@@ -134,6 +138,11 @@ async fn serve(config: Config, told: Told) -> Result<(), Error> {
     let bounds = listen::Bounds { connections: PROBES, ..listen::Bounds::default() };
     let probing = tokio::spawn(listen::serve(listener, None, probes, bounds, shutdown.clone()));
 
+    // Until there is a stream, the process is alive as long as its runtime is.
+    let streaming = Arc::new(OnceLock::<Pulse>::new());
+    let pulse = streaming.clone();
+    let alive = move || pulse.get().is_none_or(|pulse| pulse.alive(STUCK));
+    tokio::spawn(notify::watchdog(alive, shutdown.clone()));
     let started = tokio::select! {
         started = start(config, metrics, &readiness) => Some(started?),
         () = shutdown.begun() => None,
@@ -150,7 +159,12 @@ async fn serve(config: Config, told: Told) -> Result<(), Error> {
         let again = reload::again(told, worker.clone(), Way { proof, proxy }, shutdown.clone());
         let settled = format!("attached to {}", worker.config.broker);
         tokio::spawn(hangups.serve(readiness.clone(), shutdown.clone(), settled, again));
-        Box::pin(work(worker, events, docker, readiness, latch, shutdown)).await;
+        let signs = stream::Signs {
+            readiness: readiness.clone(),
+            latch: Some(latch),
+            pulse: streaming.get_or_init(Pulse::default).clone(),
+        };
+        Box::pin(work(worker, events, docker, readiness, signs, shutdown)).await;
     }
     // A probe that is still asked does not hold the end up.
     probing.abort();
@@ -170,7 +184,12 @@ struct Started {
 
 async fn start(config: Config, metrics: Metrics, readiness: &Readiness) -> Result<Started, Error> {
     private_directory(&config)?;
+    notify::status(&format!("enrolling at {}", config.broker));
     let proof = enroll::proof(&config).await?;
+    // For systemd it is started: a broker or a Docker that is away is waited for, however long, and whoever started it
+    // (a package's installation, a boot) shall not wait with it. /readyz says more.
+    notify::ready();
+    notify::status(&format!("waiting for {}", config.broker));
     let enroll::Proof { name, identity, tls } = proof;
     let (proof, proxy) = (Live::from(tls), Live::new(config.proxy.clone()));
     let broker = Broker::new(connect::channel_by(&config.broker, proof.clone(), proxy.clone())?);
@@ -232,6 +251,7 @@ async fn docker(config: &Config, readiness: &Readiness) -> Docker {
         };
         if told != why {
             tracing::error!(socket, "waiting for Docker: {why}");
+            notify::status(&format!("waiting for Docker: {why}"));
             told.clone_from(&why);
         }
         readiness.degraded("docker", Some(why));
@@ -244,22 +264,18 @@ async fn work(
     events: mpsc::Receiver<Message>,
     docker: Option<Docker>,
     readiness: Readiness,
-    latch: health::Latch,
+    signs: stream::Signs,
     shutdown: Shutdown,
 ) {
     let end = CancellationToken::new();
-    let pulse = Pulse::default();
-    let signs = stream::Signs { readiness: readiness.clone(), latch: Some(latch), pulse: pulse.clone() };
     let streaming = tokio::spawn(stream::run(worker.clone(), events, signs, shutdown.clone(), end.clone()));
     tokio::spawn(room::run(worker.clone(), readiness.clone(), end.clone()));
     if let Some(docker) = docker {
         tokio::spawn(gc::health(worker.clone(), docker.clone(), readiness.clone(), end.clone()));
         tokio::spawn(gc::run(worker.clone(), docker, end.clone()));
     }
-    tokio::spawn(notify::watchdog(move || pulse.alive(STUCK), shutdown.clone()));
     tokio::select! {
         () = readiness.ready() => {
-            notify::ready();
             notify::status(&format!("attached to {}", worker.config.broker));
             shutdown.begun().await;
         }
