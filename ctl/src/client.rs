@@ -66,8 +66,12 @@ pub struct Target {
     pub context: Option<String>,
 }
 
+/// Where a broker keeps its data that was installed from its package.
+const INSTALLED: &str = "/var/lib/codering/brokerd";
+
 impl Target {
-    /// An endpoints file before a context, a named context before the current one.
+    /// An endpoints file before a context, a named context before the current one, and where there is none, the broker that
+    /// was installed on this machine, for those who may read its administrator's token.
     pub fn find(endpoints: Option<&Path>, context: Option<&str>) -> Result<Self, Error> {
         match endpoints.filter(|path| !path.as_os_str().is_empty()) {
             Some(path) => Self::from_endpoints(path),
@@ -114,13 +118,44 @@ impl Target {
 
     fn from_contexts(name: Option<&str>) -> Result<Self, Error> {
         let contexts = Contexts::load(&contexts::default_path()?)?;
-        let Some((name, saved)) = contexts.find(name)? else {
-            return Err(Error::new(Code::ConfigInvalid, "no broker is named").hint(
-                "name one: coderingctl login NAME --broker HOST:7443 …\n\
-                 or start one here: coderingctl dev --data-dir ./dev, then --endpoints ./dev/endpoints.json",
-            ));
+        match contexts.find(name)? {
+            Some((name, saved)) => Ok(Self::of_context(name, saved)),
+            None => Self::installed(Path::new(INSTALLED)),
+        }
+    }
+
+    /// The broker that keeps its data in `dir` and listens on the port that it has by default.
+    fn installed(dir: &Path) -> Result<Self, Error> {
+        let read = |name: &str| fs::read_to_string(dir.join(name));
+        let (ca_pem, token) = match (read("ca/ca.pem"), read("admin.token")) {
+            (Ok(ca_pem), Ok(token)) => (ca_pem, token.trim_end().to_owned()),
+            (ca_pem, token) => {
+                let error = Error::new(Code::ConfigInvalid, "no broker is named");
+                let denied = |read: std::io::Result<String>| {
+                    read.is_err_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied)
+                };
+                return Err(error.hint(match denied(ca_pem) || denied(token) {
+                    true => {
+                        "one runs on this machine: use it as root, or with a token of your own:\n\
+                         coderingctl login NAME --broker localhost:7443 --ca ca.pem --token-file FILE"
+                    }
+                    false => {
+                        "name one: coderingctl login NAME --broker HOST:7443 …\n\
+                         or start one here: coderingctl dev --data-dir ./dev, then --endpoints ./dev/endpoints.json"
+                    }
+                }));
+            }
         };
-        Ok(Self::of_context(name, saved))
+        Ok(Self {
+            label: "this machine's broker".to_owned(),
+            address: "localhost:7443".to_owned(),
+            ca_pem,
+            token,
+            git_root: None,
+            project: None,
+            rest: None,
+            context: None,
+        })
     }
 
     /// The broker of a context.
@@ -276,5 +311,23 @@ fn innermost(error: &dyn std::error::Error) -> String {
     match letters.next() {
         Some(first) => first.to_lowercase().chain(letters).collect(),
         None => "no connection".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_broker_of_this_machine_is_used_by_those_who_may_read_its_token() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let nobody = Target::installed(dir.path()).map(|target| target.label).expect_err("none is there");
+        assert!(nobody.hint.contains("coderingctl dev"), "{nobody}");
+        fs::create_dir(dir.path().join("ca")).expect("made");
+        fs::write(dir.path().join("ca/ca.pem"), "-----BEGIN").expect("written");
+        fs::write(dir.path().join("admin.token"), "cdr_x_y\n").expect("written");
+        let found =
+            Target::installed(dir.path()).map(|target| (target.address, target.token)).expect("found");
+        assert_eq!(found, ("localhost:7443".to_owned(), "cdr_x_y".to_owned()));
     }
 }

@@ -129,7 +129,7 @@ pub fn found(program: &str) -> Result<PathBuf, Error> {
     let beside = std::env::current_exe().ok().and_then(|own| Some(own.parent()?.join(program)));
     beside.filter(|path| path.is_file()).or_else(|| on_path(program)).ok_or_else(|| {
         Error::new(Code::ConfigInvalid, format!("{program} is neither beside coderingctl nor on the PATH"))
-            .hint("build all of them: make build; or: apt install codering-brokerd codering-workerd")
+            .hint("build all of them: make build; or: apt install codering-broker codering-worker")
     })
 }
 
