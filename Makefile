@@ -4,7 +4,7 @@
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 target := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help build demo test soak bench bench-quick fuzz fmt lint clean
+.PHONY: help build demo test soak bench bench-quick fuzz deb apt-repo fmt lint clean
 
 help: ## this list
 	@sed -n 's/^\([a-z -]*\):.*## /  make \1\t/p' Makefile | expand -t 26
@@ -48,6 +48,14 @@ bench bench-quick: ## the release binaries beside their peers, in one table; ben
 fuzz: ## every parser of outside bytes with random ones, a minute each
 	@scripts/setup fuzz
 	@scripts/fuzz
+
+deb: ## Debian packages in target/deb/SUITE/; SUITES=bookworm for one release, CHECK=reproducible builds twice and compares
+	@scripts/setup deb
+	@packaging/deb
+
+apt-repo: ## a signed apt repository of them in target/apt/
+	@scripts/setup deb
+	@packaging/apt-repo
 
 fmt: ## formats the code
 	cargo fmt --all
