@@ -111,7 +111,7 @@ fn a_certificate_whose_time_is_over_is_refused_with_its_file_its_date_and_the_cu
     let cases: [Case<'_>; 3] = [
         ("codering-brokerd", &given, "rest.pem", "put a valid one there and restart"),
         ("codering-brokerd", &ca, "data/ca/ca.pem", "enroll every worker again"),
-        ("codering-workerd", &workers, "data/tls/worker.pem", "give a new join token"),
+        ("codering-workerd", &workers, "data/tls/worker.pem", "codering-workerd enroll --replace"),
     ];
     for (daemon, prepare, file, cure) in cases {
         let place = Place::new();
