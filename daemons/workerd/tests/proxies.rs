@@ -3,7 +3,11 @@
 
 mod support;
 
-use std::{net::Ipv4Addr, process::Command, time::Instant};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    process::Command,
+    time::Instant,
+};
 
 use codering_core::Source;
 use codering_workerd::{
@@ -95,13 +99,25 @@ async fn git_goes_through_the_proxy_and_not_to_whom_no_proxy_names() {
     assert_eq!(proxy.heads().len(), heads.len(), "the proxy was asked for what no_proxy names");
 }
 
+/// The host's address on Docker's bridge. Docker 20.10 tells it of a bridge that was there before it alone; then it is the first.
+async fn gateway(docker: &bollard::Docker) -> IpAddr {
+    let bridge = docker.inspect_network("bridge", None).await.unwrap();
+    let address = &bridge.ipam.unwrap().config.unwrap()[0];
+    match &address.gateway {
+        Some(gateway) => gateway.parse().unwrap(),
+        None => {
+            let subnet: Ipv4Addr =
+                address.subnet.as_ref().unwrap().split('/').next().unwrap().parse().unwrap();
+            Ipv4Addr::from(u32::from(subnet) + 1).into()
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_build_s_steps_go_through_the_proxy() {
     let docker = docker_with_busybox().await;
     let (_dir, dir) = scratch();
-    let gateway = docker.inspect_network("bridge", None).await.unwrap().ipam.unwrap().config.unwrap();
-    let gateway = gateway[0].gateway.clone().unwrap().parse().unwrap();
-    let proxy = Proxy::start(gateway, &[]).await;
+    let proxy = Proxy::start(gateway(&docker).await, &[]).await;
     let unique = format!("{:032x}", rand::random::<u128>());
     let fetch = format!("/bin/busybox wget -q -O - http://files.test/{unique}");
     let repository = Repository::new(&[("Dockerfile", &format!("FROM {BUSYBOX}\nRUN {fetch}\n"))]);
