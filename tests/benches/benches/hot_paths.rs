@@ -212,7 +212,7 @@ async fn submitted(ledger: &SharedLedger, round: usize, count: u64) -> Vec<Task>
         priority: 0,
         labels: Default::default(),
     };
-    let job = Job::new(JobId::at(NOW + round as i64, 0), spec, "bench", NOW);
+    let job = Job::new(JobId::at(NOW, round as u32), spec, "bench", NOW);
     assert_eq!(ledger.begin_job(job.clone(), None).await.unwrap(), Begun::New);
     let task = |seq: u64| {
         let id: TaskId = seq.to_string().parse().unwrap();
