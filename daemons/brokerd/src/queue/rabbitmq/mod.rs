@@ -81,7 +81,13 @@ fn address(config: &QueueConfig) -> Result<Address> {
         (AMQPScheme::AMQPS, file) => {
             let path = file.as_deref().unwrap_or(Path::new(AUTHORITIES));
             match std::fs::read_to_string(path) {
-                Ok(pem) => Some(pem),
+                // lapin is built without a TLS that it would use: it would speak plain text, password and all.
+                Ok(_) => {
+                    return refuse(
+                        "amqps:// cannot be spoken yet: the connection would not be encrypted; use amqp:// to a RabbitMQ \
+                         on this machine, or through a tunnel",
+                    );
+                }
                 Err(error) => return refuse(&format!("queue.ca_file {}: {error}", path.display())),
             }
         }

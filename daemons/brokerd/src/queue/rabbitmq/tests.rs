@@ -258,3 +258,15 @@ async fn a_password_that_changed_in_its_file_is_used_by_the_next_connection() {
     }
     queues.close().await;
 }
+
+#[tokio::test]
+async fn an_encrypted_address_is_refused_rather_than_spoken_to_in_plain_text() {
+    let ca = tempfile::NamedTempFile::new().expect("a file");
+    let config = QueueConfig {
+        url: Some("amqps://guest:guest@localhost:5671/%2f".to_owned()),
+        ca_file: Some(ca.path().into()),
+        ..QueueConfig::default()
+    };
+    let refused = super::open(&config).await.err().expect("refused").to_string();
+    assert!(refused.contains("would not be encrypted"), "{refused}");
+}
