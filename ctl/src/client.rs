@@ -66,6 +66,9 @@ pub struct Target {
     pub context: Option<String>,
 }
 
+/// What [`Target::find`] says where neither the command line, a context nor this machine names a broker.
+pub const NONE_NAMED: &str = "no broker is named";
+
 /// Where a broker keeps its data that was installed from its package.
 const INSTALLED: &str = "/var/lib/codering/brokerd";
 
@@ -130,7 +133,7 @@ impl Target {
         let (ca_pem, token) = match (read("ca/ca.pem"), read("admin.token")) {
             (Ok(ca_pem), Ok(token)) => (ca_pem, token.trim_end().to_owned()),
             (ca_pem, token) => {
-                let error = Error::new(Code::ConfigInvalid, "no broker is named");
+                let error = Error::new(Code::ConfigInvalid, NONE_NAMED);
                 let denied = |read: std::io::Result<String>| {
                     read.is_err_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied)
                 };
@@ -236,6 +239,11 @@ impl Broker {
         bearer.set_sensitive(true);
         let channel = endpoint.connect().await.map_err(|error| unreachable(&target, &error))?;
         Ok(Self { channel, bearer: Bearer(bearer) })
+    }
+
+    /// For what is asked without a token.
+    pub fn channel(&self) -> Channel {
+        self.channel.clone()
     }
 
     /// Projects.

@@ -332,7 +332,8 @@ pub struct Assigned {
     pub task: TaskId,
     /// Which try, from 1.
     pub attempt: u32,
-    /// How long the lease runs from when the assignment arrived.
+    /// How long the lease runs from when it was given: the worker counts from a moment that is certain to lie before that, not
+    /// from when this arrived.
     pub lease_ms: u64,
     /// The pinned commit, where there is one.
     pub commit: Option<String>,

@@ -4,11 +4,12 @@ use std::{
     ffi::OsString,
     fs::{self, File, OpenOptions},
     io::{Read, Write},
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     ops::Deref,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
+    sync::Mutex,
     time::Duration,
 };
 
@@ -112,6 +113,16 @@ impl Drop for Daemon {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+fn reload(daemon: &Daemon, log: impl Fn() -> String) {
+    let told = || {
+        let log = log();
+        log.matches("read again: ").count() + log.matches("is refused, the old one").count()
+    };
+    let before = told();
+    daemon.signal(Signal::HUP);
+    wait_for("it read its configuration again", START, || (told() > before).then_some(()));
 }
 
 /// See the module. Dropped, it kills what runs and removes containers; [`Fleet::stop`] also checks that nothing is left.
@@ -350,26 +361,12 @@ impl Fleet {
 
     /// Has the broker read its configuration again, and waits until it has.
     pub fn reload_broker(&self) {
-        let told = |log: String| {
-            log.matches("read again: ").count() + log.matches("is refused, the old one").count()
-        };
-        let before = told(self.broker_log());
-        self.broker.as_ref().expect("the broker runs").signal(Signal::HUP);
-        wait_for("the broker read its configuration again", START, || {
-            (told(self.broker_log()) > before).then_some(())
-        });
+        reload(self.broker.as_ref().expect("the broker runs"), || self.broker_log());
     }
 
     /// The same of a worker.
     pub fn reload_worker(&self, number: usize) {
-        let told = |log: String| {
-            log.matches("read again: ").count() + log.matches("is refused, the old one").count()
-        };
-        let before = told(self.worker_log(number));
-        self.workers[number].as_ref().expect("the worker runs").signal(Signal::HUP);
-        wait_for("the worker read its configuration again", START, || {
-            (told(self.worker_log(number)) > before).then_some(())
-        });
+        reload(self.workers[number].as_ref().expect("the worker runs"), || self.worker_log(number));
     }
 
     /// Kills the broker without warning.
@@ -504,13 +501,19 @@ pub fn get(at: SocketAddr, path: &str) -> Option<String> {
 }
 
 /// A free port below those that the kernel gives to outgoing connections: a restart must find it free again.
+///
+/// The caller listens later, so until this process ends the number is claimed by a UDP socket, which no other caller,
+/// in whatever process, can have as well.
 pub fn free_port(host: IpAddr) -> SocketAddr {
+    static CLAIMS: Mutex<Vec<UdpSocket>> = Mutex::new(Vec::new());
     let mut random = [0; 2];
     let mut source = File::open("/dev/urandom").unwrap();
     for _ in 0..1000 {
         source.read_exact(&mut random).unwrap();
         let at = SocketAddr::from((host, 20_000 + u16::from_le_bytes(random) % 12_000));
+        let Ok(claim) = UdpSocket::bind(at) else { continue };
         if TcpListener::bind(at).is_ok() {
+            CLAIMS.lock().unwrap().push(claim);
             return at;
         }
     }

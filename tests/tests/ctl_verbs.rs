@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use codering_tests::{Backend, Dev, Ran, fixture, wait_for};
+use codering_tests::{Backend, Dev, Fleet, Ran, Setup, fixture, wait_for};
 use serde_json::{Value, json};
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -109,6 +109,39 @@ fn a_message_that_is_no_task_is_a_dead_letter_with_its_reason_until_it_is_requeu
         (letters.as_array().unwrap().len() == 1).then_some(())
     });
     dev.stop();
+}
+
+#[test]
+fn queues_are_rebuilt_from_the_ledger_and_a_task_that_waits_there_twice_runs_once() {
+    for backend in [Backend::Embedded, Backend::RabbitMq] {
+        let mut fleet = Fleet::prepare(Setup::simulated(backend, 1, 2));
+        fleet.start_broker();
+        fleet.ctl(&["project", "create", "demo"]);
+        let git = ["submit", "--quiet", "--git", "https://h/p.git", "--array", "1-5", "--", "echo", "well"];
+        let job = String::from_utf8(fleet.ctl(&git)).unwrap();
+        let job = job.trim();
+        let becomes = |fleet: &Fleet, queue: &str, count: u64| {
+            let what = format!("{count} wait in {queue}");
+            wait_for(&what, MINUTE, || (fleet.waiting(queue) == count).then_some(()));
+        };
+        let rebuilt = |fleet: &Fleet| {
+            let answer = fleet.json(&["queue", "rebuild", "demo"]);
+            (answer["tasks"].as_u64().unwrap(), answer["results"].as_u64().unwrap())
+        };
+        becomes(&fleet, "demo.todo", 5);
+        assert_eq!(rebuilt(&fleet), (5, 0));
+        becomes(&fleet, "demo.todo", 10);
+        fleet.start_worker(0);
+        fleet.succeeded(job, MINUTE);
+        becomes(&fleet, "demo.done", 5);
+        becomes(&fleet, "demo.todo", 0);
+        assert!(fleet.results(job).iter().all(|result| result["attempt"] == 1), "a task ran twice");
+
+        fleet.ctl(&["queue", "purge", "demo.done", "--yes"]);
+        assert_eq!(rebuilt(&fleet), (0, 5));
+        becomes(&fleet, "demo.done", 5);
+        fleet.stop();
+    }
 }
 
 #[test]

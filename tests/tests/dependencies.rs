@@ -1,7 +1,8 @@
 //! Who may depend on what, as `deny.toml` writes it down, holds in the resolved graph (invariant 8 of the design: nothing
-//! but brokerd speaks to RabbitMQ and to the ledger, nothing but workerd speaks to Docker).
+//! but brokerd speaks to RabbitMQ and to the ledger, nothing but workerd runs anything in Docker), and within brokerd, where
+//! `deny.toml` does not reach, in the sources.
 
-use std::{collections::BTreeMap, process::Command};
+use std::{collections::BTreeMap, fs, path::Path, process::Command};
 
 use serde::Deserialize;
 
@@ -84,5 +85,39 @@ fn invariant_8_only_the_crates_that_deny_toml_names_speak_to_rabbitmq_the_ledger
             .filter(|name| !ban.wrappers.contains(name))
             .collect();
         assert!(strangers.is_empty(), "{strangers:?} may not depend on {}, see deny.toml", ban.name);
+    }
+}
+
+/// Within brokerd: a crate, and where alone it is named.
+const PLACES: [(&str, &[&str]); 2] = [
+    ("lapin::", &["queue/rabbitmq/"]),
+    ("sqlx::", &["ledger/sqlite/", "queue/embedded/", "bulk.rs", "migrations.rs", "sqlite.rs"]),
+];
+
+#[test]
+fn invariant_8_within_brokerd_only_the_backends_name_rabbitmqs_and_sqlites_crates() {
+    let root = codering_tests::repository().join("daemons/brokerd/src");
+    let mut sources = Vec::new();
+    read(&root, &mut sources);
+    for (name, places) in PLACES {
+        let (theirs, others): (Vec<_>, Vec<_>) = sources
+            .iter()
+            .filter(|(_, text)| text.contains(name))
+            .map(|(file, _)| file.strip_prefix(&root).unwrap().to_str().unwrap())
+            .partition(|file| places.iter().any(|place| file.starts_with(place)));
+        assert!(theirs.len() > 3, "{name} is hardly found: were its users renamed?");
+        assert!(others.is_empty(), "{others:?} name {name}");
+    }
+}
+
+fn read(at: &Path, into: &mut Vec<(std::path::PathBuf, String)>) {
+    for entry in fs::read_dir(at).unwrap().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            read(&path, into);
+        } else if path.extension().is_some_and(|ending| ending == "rs") {
+            let text = fs::read_to_string(&path).unwrap();
+            into.push((path, text));
+        }
     }
 }

@@ -134,6 +134,7 @@ const READS: &[&str] = &[
     "published_count",
     "leased",
     "result",
+    "result_bytes",
     "results",
     "unpublished_results",
     "attempts",
@@ -203,7 +204,7 @@ fn sources(at: &std::path::Path, into: &mut Vec<std::path::PathBuf>) {
     for entry in fs::read_dir(at).unwrap().flatten() {
         let path = entry.path();
         let name = path.file_name().unwrap().to_str().unwrap().to_owned();
-        if path.is_dir() {
+        if path.is_dir() && name != "tests" {
             sources(&path, into);
         } else if name.ends_with(".rs") && !["tests.rs", "fuzz.rs"].contains(&name.as_str()) {
             into.push(path);

@@ -55,8 +55,9 @@ pub enum Verb {
     #[command(
         after_help = "What is there is kept aside. What was recorded after the backup is gone: jobs since then \
         have to be submitted again, tokens and workers that were revoked since are valid again, and results of later \
-        attempts are fenced, so that their tasks run again.\n\nExamples:\n  \
-        systemctl stop codering-brokerd && coderingctl ledger restore codering.backup\n  \
+        attempts are fenced, so that their tasks run again.\n\nBefore: systemctl stop codering-brokerd.socket codering-brokerd-rest.socket codering-brokerd \
+        (its sockets would start it again)\n\nExamples:\n  \
+        coderingctl ledger restore codering.backup\n  \
         coderingctl ledger restore codering.backup --data-dir ./dev/brokerd --yes"
     )]
     Restore {

@@ -1,6 +1,6 @@
 //! `worker`: list, show, pause, resume, drain, revoke, and tokens to join with.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use clap::Subcommand;
 use codering_core::{Code, Error, WorkerName};
@@ -66,7 +66,7 @@ pub enum Verb {
         #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = crate::cli::duration, requires = "wait")]
         timeout: Duration,
     },
-    /// Forget a worker and refuse its certificate from now on; what runs there runs elsewhere instead.
+    /// Refuse a worker's certificate and its name for good; what runs there runs elsewhere instead.
     #[command(after_help = "Examples:\n  \
         coderingctl worker revoke w1\n  \
         coderingctl worker revoke w1 --yes")]
@@ -120,13 +120,27 @@ pub async fn run(ctx: &Context, verb: Verb) -> Result<(), Error> {
         Verb::Revoke { name, yes } => revoke(ctx, &broker, &name, yes).await,
         Verb::Token { name, ttl } => {
             let created = token::create(&broker, name, Role::Worker, Vec::new(), ttl.as_secs()).await?;
-            let broker = ctx.target().map_or_else(|_| "HOST".to_owned(), |target| target.address);
+            let this = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+            let broker = ctx
+                .target()
+                .map_or_else(|_| "HOST".to_owned(), |target| from_elsewhere(&target.address, this.trim()));
             ctx.out.note(format!(
                 "on the new worker, within {}: sudo codering-workerd enroll --broker {broker} --token TOKEN",
                 codering_core::units::show_duration(ttl.as_millis() as u64)
             ));
             token::print_secret(ctx, &created)
         }
+    }
+}
+
+/// The address by which another machine reaches the broker: `this` for one that is reached over loopback.
+fn from_elsewhere(address: &str, this: &str) -> String {
+    let (host, port) = address.rsplit_once(':').unwrap_or((address, "7443"));
+    let ip = host.trim_matches(['[', ']']).parse::<IpAddr>();
+    let is_here = host == "localhost" || ip.is_ok_and(|ip| ip.is_loopback());
+    match is_here && !this.is_empty() {
+        true => format!("{this}:{port}"),
+        false => address.to_owned(),
     }
 }
 
@@ -256,7 +270,8 @@ async fn drain(
     };
     let deadline = Instant::now() + wait;
     let mut told = u32::MAX;
-    while worker.connected && (worker.busy_slots > 0 || !worker.running.is_empty()) {
+    // Of one that is not connected too: what it held may run until its leases end.
+    while worker.busy_slots > 0 || !worker.running.is_empty() {
         if worker.busy_slots != told {
             told = worker.busy_slots;
             ctx.out.note(format!("waiting  {} on {name}", words::tasks(told)));
@@ -284,10 +299,10 @@ async fn revoke(ctx: &Context, broker: &Broker, name: &WorkerName, yes: bool) ->
         0 => String::new(),
         n => format!("; what runs there ({}) will run again elsewhere", words::tasks(n)),
     };
-    ctx.confirm(&format!("refuse the certificate of {name} from now on{runs}?"), yes)?;
+    ctx.confirm(&format!("refuse the certificate of {name}, and the name, for good{runs}?"), yes)?;
     let worker = said(broker.workers().revoke(v1::RevokeWorkerRequest { name: name.to_string() }).await)?;
     ctx.out.one(&worker, || {
-        vec![format!("revoked  {name} (it may join anew with a token: coderingctl worker token)")]
+        vec![format!("revoked  {name} (its machine may join under another name: coderingctl worker token)")]
     })
 }
 
@@ -311,6 +326,20 @@ mod tests {
             }],
             ..Default::default()
         }
+    }
+
+    #[test]
+    fn a_new_worker_is_told_an_address_that_it_can_reach() {
+        for (address, told) in [
+            ("localhost:7443", "hub:7443"),
+            ("127.0.0.1:9000", "hub:9000"),
+            ("[::1]:7443", "hub:7443"),
+            ("broker.lan:7443", "broker.lan:7443"),
+            ("[fd00::7]:7443", "[fd00::7]:7443"),
+        ] {
+            assert_eq!(from_elsewhere(address, "hub"), told);
+        }
+        assert_eq!(from_elsewhere("localhost:7443", ""), "localhost:7443");
     }
 
     #[test]

@@ -24,6 +24,7 @@ pub mod metrics;
 mod migrations;
 pub mod pki;
 pub mod queue;
+mod sqlite;
 pub mod start;
 
 // What the integration tests share with the unit tests names this crate as they do.

@@ -7,6 +7,7 @@
 //! - [`task`]: the state machine of one task; [`job`]: what its tasks make of a job.
 //! - [`message`]: the JSON on `<project>.todo` and `<project>.done`.
 //! - [`enforce`]: what a worker's Docker has to be able to hold a task to.
+//! - [`joining`]: what is typed to give a machine another worker's certificate.
 //! - [`error`]: the one table of error codes.
 
 pub mod enforce;
@@ -16,6 +17,7 @@ pub mod fuzz;
 pub mod ids;
 pub mod job;
 pub mod jobfile;
+pub mod joining;
 pub mod limits;
 pub mod message;
 pub mod outcome;

@@ -4,10 +4,14 @@
 //!            Publish            Lease                 Complete(token live)
 //!   Ready ──────────▶ Ready ──────────▶ Leased ─────────────────────────────▶ Done
 //!  (unpublished)   (published)            │  user's failure, attempts left ──▶ Ready (unpublished); never of a build
-//!      ▲   ▲                              │  ours, bound not reached ────────▶ Ready (unpublished, later)
-//!      │   └──────────── Expire ──────────┘
-//!      └───────────────────────── Retry (a user asks) ────────────────────── Done
+//!   ▲  ▲   ▲            │                 │  ours, bound not reached ────────▶ Ready (unpublished, later)
+//!   │  │   └─ Unpublish, HandBack         │
+//!   │  └──────────────── Expire ──────────┘
+//!   └──────────────────────────── Retry (a user asks) ────────────────────── Done
 //! ```
+//!
+//! Beside these: Lease takes an unpublished one as well, Renew moves a lease's deadline, Cancel ends a task that is ready and
+//! marks one that is leased, which then ends as cancelled unless it succeeds.
 //!
 //! Whoever stores a [`Progress`] writes the next one by compare-and-set on `version`; that, and the
 //! lease token compared here, is what makes one task have at most one recorded result.
@@ -83,6 +87,11 @@ pub enum Event {
     Publish,
     /// The queue no longer has its message.
     Unpublish,
+    /// Its message was taken, and nobody may run it now: it waits here instead of in the queue.
+    HandBack {
+        /// Not to be published before this time.
+        not_before: Millis,
+    },
     /// A worker gets it.
     Lease(Lease),
     /// The worker lives; the deadline moves.
@@ -160,6 +169,11 @@ impl Progress {
         }
     }
 
+    /// A task as it is adopted from a message that is in hand, about to be leased.
+    pub fn adopted(now: Millis) -> Self {
+        Self { state: State::Ready { published: true, not_before: 0 }, ..Self::new(now) }
+    }
+
     /// The lease, while there is one.
     pub fn lease(&self) -> Option<&Lease> {
         match &self.state {
@@ -175,6 +189,7 @@ impl Progress {
         let effect = match event {
             Event::Publish => next.publish(true)?,
             Event::Unpublish => next.publish(false)?,
+            Event::HandBack { not_before } => next.hand_back(not_before)?,
             Event::Lease(lease) => {
                 let State::Ready { .. } = next.state else { return Err(Refusal::NotReady) };
                 next.attempt += 1;
@@ -206,6 +221,13 @@ impl Progress {
         }
         *published = to;
         Ok((!to).then_some(Effect::Publish))
+    }
+
+    /// Also where it was never marked as published: a crash before the mark leaves a message all the same.
+    fn hand_back(&mut self, not_before: Millis) -> Result<Option<Effect>, Refusal> {
+        let State::Ready { .. } = self.state else { return Err(Refusal::NotReady) };
+        self.state = State::Ready { published: false, not_before };
+        Ok(None)
     }
 
     fn live_lease(&mut self, token: &LeaseToken) -> Result<&mut Lease, Refusal> {

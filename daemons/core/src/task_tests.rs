@@ -93,11 +93,23 @@ fn only_a_done_task_can_be_retried_and_its_failures_are_forgiven() {
     assert_eq!((again.user_failures, again.attempt, again.ready_at), (0, 1, 9));
 }
 
+#[test]
+fn a_task_whose_message_is_handed_back_waits_to_be_published_again_and_no_failure_is_counted() {
+    for ready in [Progress::new(0), Progress::adopted(0)] {
+        let (back, effect) = ready.step(Event::HandBack { not_before: 7 }, POLICY, 5).expect("ready");
+        assert_eq!(effect, None);
+        let waits = State::Ready { published: false, not_before: 7 };
+        assert_eq!(back, Progress { state: waits, version: ready.version + 1, ..ready });
+    }
+    assert_eq!(leased(1).step(Event::HandBack { not_before: 0 }, POLICY, 5), Err(Refusal::NotReady));
+}
+
 fn any_event() -> impl Strategy<Value = Event> {
     let outcomes = prop::sample::select(Outcome::ALL.to_vec());
     prop_oneof![
         Just(Event::Publish),
         Just(Event::Unpublish),
+        (0..20i64).prop_map(|not_before| Event::HandBack { not_before }),
         (0..6u8).prop_map(|n| Event::Lease(lease(n))),
         (0..6u8).prop_map(|n| Event::Renew { token: token(n), deadline: 1 }),
         (0..6u8).prop_map(|n| Event::Expire { token: token(n) }),

@@ -66,7 +66,11 @@ pub fn channel_by(
     })))
 }
 
-async fn open(
+/// A TLS connection, through `hop` where one is in the way.
+///
+/// # Errors
+/// Those of connecting, and of a certificate that is not trusted or not for `name`.
+pub async fn open(
     host: &str,
     port: u16,
     name: ServerName<'static>,

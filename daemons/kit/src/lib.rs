@@ -6,11 +6,12 @@
 //! - [`live`]: a value that is replaced while it is used; [`inherited`]: the sockets that systemd holds for the daemon.
 //! - [`tls`]: the CA, certificates and rustls configurations; [`listen`]: serving; [`connect`]: calling, [`proxy`]: through what.
 //! - [`disk`]: how much room is left, and the reserve that is kept.
-//! - [`open_files`]: how many the process may have.
+//! - [`open_files`]: how many the process may have; [`clock`]: the time for records.
 //! - [`health`]: `/healthz`, `/readyz` and `/metrics`; [`fault`]: where a test lets a process die.
 //!
 //! It keeps no global state but the log subscriber and rustls's provider, which the process has once.
 
+pub mod clock;
 pub mod config;
 pub mod connect;
 pub mod disk;
@@ -31,9 +32,32 @@ use std::process::ExitCode;
 
 use codering_core::{Code, Error};
 
-/// Prints `error[code]: place: message (hint)` to stderr. The exit code is 2 where the configuration
-/// was at fault, so that a unit may refuse to start again on it, and 1 otherwise.
+/// Prints `error[code]: place: message (hint)` to stderr. The exit code is 2 where no restart mends it, so that a unit may
+/// refuse to start again on it, and 1 otherwise.
 pub fn failed(error: &Error) -> ExitCode {
     eprintln!("error[{}]: {error}", error.code.as_str());
-    ExitCode::from(if error.code == Code::ConfigInvalid { 2 } else { 1 })
+    ExitCode::from(exit_code(error.code))
+}
+
+fn exit_code(code: Code) -> u8 {
+    match code {
+        // The configuration is at fault; or a broker has refused what this daemon has to show.
+        Code::ConfigInvalid | Code::AuthDenied | Code::AuthInvalid | Code::WorkerRevoked => 2,
+        _ => 1,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_restart_mends_ends_with_a_status_of_its_own() {
+        for code in [Code::ConfigInvalid, Code::AuthDenied, Code::AuthInvalid, Code::WorkerRevoked] {
+            assert_eq!(exit_code(code), 2, "{code:?}");
+        }
+        for code in [Code::BrokerUnreachable, Code::AuthTooMany, Code::LedgerUnavailable, Code::Internal] {
+            assert_eq!(exit_code(code), 1, "{code:?}");
+        }
+    }
 }

@@ -14,7 +14,7 @@ use codering_core::{Code, Error};
 use rustix::process::{Pid, Signal as Number, getpid, kill_process, test_kill_process};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::{health::Readiness, notify, shutdown::Shutdown, tls::write_public};
+use crate::{config::Written, health::Readiness, notify, shutdown::Shutdown, telemetry, tls::write_public};
 
 /// In the runtime directory.
 const ANSWER_FILE: &str = "reload";
@@ -50,6 +50,26 @@ impl Effect {
             [] => now,
             keys => format!("{now}; only a restart changes {}", keys.join(", ")),
         }
+    }
+}
+
+/// Where a daemon's configuration came from, and how much of it is in force.
+#[derive(Debug)]
+pub struct Told {
+    /// Read again; `None`: the one that is there by default.
+    pub file: Option<PathBuf>,
+    /// What is logged.
+    pub filter: telemetry::Filter,
+    /// As it is written. A key that waits for a restart is told again each time.
+    pub in_force: Written,
+}
+
+impl Told {
+    /// `newer` is in force from now on, but for the keys of `at_restart`.
+    pub fn took(&mut self, newer: Written, at_restart: &[&str]) -> Effect {
+        let effect = Effect::of(newer.changed_since(&self.in_force), at_restart);
+        self.in_force.take_from(newer, &effect.now);
+        effect
     }
 }
 

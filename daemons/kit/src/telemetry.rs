@@ -11,9 +11,9 @@ use codering_core::{Code, Error};
 use tracing_journald::{Priority, PriorityMappings};
 use tracing_subscriber::{EnvFilter, Registry, layer::SubscriberExt, reload, util::SubscriberInitExt};
 
-/// A queue that is asked for and not there closes its channel: an answer, which lapin writes as an error. What is an error
-/// says the queue's own supervisor.
-pub const DEFAULT_FILTER: &str = "info,lapin::channel=off";
+/// lapin writes as errors what it also answers: a queue that is not there, a RabbitMQ that restarts. What of it is an error, the
+/// queue's own supervisor says.
+pub const DEFAULT_FILTER: &str = "info,lapin=off";
 
 /// What of this process is logged; it can be changed while it runs.
 #[derive(Debug, Clone)]

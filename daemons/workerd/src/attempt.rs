@@ -3,13 +3,15 @@
 use std::{sync::Arc, time::Duration};
 
 use codering_core::{Outcome, Source, TaskResult, result::Phases, time::Millis};
-use codering_kit::fault::{self, Point};
+use codering_kit::{
+    clock::now,
+    fault::{self, Point},
+};
 use codering_proto::{convert::Assigned, v1};
 use tokio::time::Instant;
 
 use crate::{
     checkout::CheckoutError,
-    clock::now,
     held::{Held, Stop},
     image::BuildError,
     output::Stream,

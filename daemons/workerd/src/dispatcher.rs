@@ -3,11 +3,14 @@
 use std::{sync::Arc, time::Duration};
 
 use codering_core::{LeaseToken, Outcome};
-use codering_kit::fault::{self, Point};
+use codering_kit::{
+    clock::now,
+    fault::{self, Point},
+};
 use codering_proto::{convert::Assigned, v1};
 use tokio::time::Instant;
 
-use crate::{attempt, clock::now, held::Held, worker::Worker};
+use crate::{attempt, held::Held, worker::Worker};
 
 /// Takes an assignment. Its lease counts from `since`, the newest moment that is certain to lie before the broker gave
 /// it: when it arrived says nothing of how long it was on the way.

@@ -2,8 +2,9 @@
 
 use std::{fs, path::Path, sync::Arc, time::Duration};
 
-use codering_core::{Code, Error, WorkerName};
+use codering_core::{Code, Error, WorkerName, joining};
 use codering_kit::{
+    clock::now,
     config, connect,
     fault::{self, Point},
     live::Live,
@@ -32,7 +33,8 @@ pub struct Proof {
     pub tls: Arc<rustls::ClientConfig>,
 }
 
-/// The certificate on disk; or a new one for the join token, trying for as long as the broker is not there.
+/// The certificate on disk; or a new one for the join token, trying for as long as the broker is not there. One that has ended
+/// is replaced where there is a join token.
 ///
 /// # Errors
 /// [`Code::ConfigInvalid`] when there is neither, or when a file is of no use; the broker's own when it refuses the
@@ -41,6 +43,10 @@ pub async fn proof(config: &Config) -> Result<Proof, Error> {
     let dir = config.path("tls");
     renew::finish(&dir)?;
     if !FILES.iter().all(|file| dir.join(file).exists()) {
+        enroll(config, &dir).await?;
+    } else if has_ended(&dir) && matches!(join_token(config), Ok(Some(_))) {
+        // The machine was off for longer than its certificate is valid; beside its broker it is given a token for that.
+        tracing::warn!("the certificate has ended: joining anew with the join token");
         enroll(config, &dir).await?;
     }
     read(config)
@@ -59,8 +65,8 @@ pub fn read(config: &Config) -> Result<Proof, Error> {
     });
     let (certificate, key, ca) = (certificate?, key?, ca?);
     let place = dir.join("worker.pem").display().to_string();
-    let identity = valid(&certificate, &dir.join("worker.pem"))?;
-    valid(&ca, &dir.join("ca.pem"))?;
+    let identity = valid(config, &certificate, &dir.join("worker.pem"))?;
+    valid(config, &ca, &dir.join("ca.pem"))?;
     let name = identity.worker().ok_or_else(|| {
         Error::new(Code::ConfigInvalid, "this certificate names no worker").at(place.clone())
     })?;
@@ -70,10 +76,20 @@ pub fn read(config: &Config) -> Result<Proof, Error> {
     Ok(Proof { name, identity, tls: Arc::new(tls::client_config(&ca, Some((&certificate, &key)))?) })
 }
 
-fn valid(pem: &[u8], file: &Path) -> Result<tls::Identity, Error> {
+fn valid(config: &Config, pem: &[u8], file: &Path) -> Result<tls::Identity, Error> {
     let place = file.display().to_string();
-    tls::check_validity(pem, &place)
-        .map_err(|e| e.hint("enrol anew: codering-workerd enroll --replace --broker HOST --token T"))
+    tls::check_validity(pem, &place).map_err(|e| e.hint(format!("enrol anew, {}", anew(config))))
+}
+
+/// What is typed for this worker's next certificate. The one that is there says by what name it goes.
+fn anew(config: &Config) -> String {
+    let pem = fs::read(config.path("tls").join("worker.pem")).ok();
+    let ders = pem.and_then(|pem| tls::certificates(&pem).ok());
+    let named = ders.and_then(|ders| tls::Identity::of(&ders[0]).ok()?.worker());
+    let name = named.unwrap_or_else(|| config.name.clone());
+    let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = if host.trim().is_empty() { joining::HOST } else { host.trim() };
+    joining::again(name.as_str(), &config.broker, host)
 }
 
 /// Looks at what the configuration points to, and at the certificates that are there already; changes nothing.
@@ -84,7 +100,7 @@ pub fn check(config: &Config) -> Result<(), Error> {
     let dir = config.path("tls");
     for name in ["worker.pem", "ca.pem"] {
         if let Ok(pem) = fs::read(dir.join(name)) {
-            valid(&pem, &dir.join(name))?;
+            valid(config, &pem, &dir.join(name))?;
         }
     }
     for (key, file) in [
@@ -113,17 +129,33 @@ pub(crate) enum Asking {
     Once,
 }
 
+fn has_ended(dir: &Path) -> bool {
+    let pem = fs::read(dir.join("worker.pem")).ok();
+    let first = pem.and_then(|pem| tls::certificates(&pem).ok()).map(|mut ders| ders.swap_remove(0));
+    first.and_then(|der| tls::Identity::of(&der).ok()).is_some_and(|shown| shown.not_after_ms <= now())
+}
+
+fn join_token(config: &Config) -> Result<Option<config::Secret>, Error> {
+    match &config.enroll.token_file {
+        Some(file) => config::secret_file("enroll.token_file", file).map(Some),
+        None => config::credential("join_token"),
+    }
+}
+
 async fn enroll(config: &Config, dir: &Path) -> Result<(), Error> {
-    let token = match &config.enroll.token_file {
-        Some(file) => Some(config::secret_file("enroll.token_file", file)?),
-        None => config::credential("join_token")?,
-    };
-    let token = token.ok_or_else(|| {
+    let token = join_token(config)?.ok_or_else(|| {
         Error::new(Code::ConfigInvalid, "this worker has no certificate and no join token")
             .at("enroll.token_file")
-            .hint("an admin makes one: coderingctl worker token; then codering-workerd enroll --broker HOST --token T")
+            .hint(format!("an admin makes one, {}", anew(config)))
     })?;
-    join(config, dir, &token, Asking::UntilAnswered).await
+    join(config, dir, &token, Asking::UntilAnswered).await.map_err(|error| match error.code {
+        Code::AuthInvalid => {
+            let message = format!("the broker refuses this worker's join token: {}", error.message);
+            Error::new(error.code, message).hint(format!("an admin makes another, {}", anew(config)))
+        }
+        // Of a name that is taken or gone the broker says what can be done.
+        _ => error,
+    })
 }
 
 /// Fetches a certificate for this token, over a connection that trusts the CA which the token names and no other.
@@ -159,6 +191,8 @@ pub(crate) async fn join(
             .at(dir.display().to_string())
     };
     fs::create_dir_all(dir).map_err(fail)?;
+    // A renewal that was left in the middle would be ended over it.
+    renew::finish(dir)?;
     tls::write_private(&dir.join("worker.key"), key_pem.as_bytes()).map_err(fail)?;
     fault::reached(Point::KeyWritten);
     tls::write_public(&dir.join("ca.pem"), answer.ca_pem.as_bytes()).map_err(fail)?;
@@ -189,6 +223,8 @@ async fn ask(
             Code::BrokerUnreachable
             | Code::BrokerStopping
             | Code::BrokerBusy
+            // Others of this address have shown wrong tokens; this one was not looked at.
+            | Code::AuthTooMany
             | Code::TimedOut
             | Code::LedgerUnavailable
             | Code::LedgerFull
@@ -198,5 +234,38 @@ async fn ask(
             }
             _ => return Err(error),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::config::{EnrollFile, File};
+
+    #[tokio::test]
+    async fn a_certificate_that_has_ended_is_replaced_where_there_is_a_join_token() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let token = dir.path().join("join");
+        let enroll = EnrollFile { token_file: Some(token.clone()), ca_file: None };
+        let file = File {
+            name: Some("w1".into()),
+            data_dir: Some(dir.path().to_owned()),
+            enroll,
+            ..File::default()
+        };
+        let config = file.check().expect("valid");
+        fs::create_dir(dir.path().join("tls")).expect("made");
+        for file in FILES {
+            let ended = include_bytes!("../../../tests/fixtures/expired.pem");
+            fs::write(dir.path().join("tls").join(file), ended).expect("written");
+        }
+        let error = proof(&config).await.err().expect("there is no token");
+        assert!(error.message.contains("expired at") && error.hint.contains("enroll --replace"), "{error}");
+        fs::write(&token, "cdr_of_no_ca").expect("written");
+        fs::set_permissions(&token, fs::Permissions::from_mode(0o600)).expect("set");
+        let error = proof(&config).await.err().expect("this one is of no use");
+        assert_eq!(error.place, "enroll.ca_file", "it was not asked with: {error}");
     }
 }

@@ -63,14 +63,16 @@ pub(crate) fn run(asked: Enroll, file: Option<&Path>) -> Result<(), Error> {
             .hint("to replace it, add --replace; the running worker takes it at its next start"));
     }
     let token = token(&asked)?;
-    // First, so that a directory which cannot be written is found while the token is unused.
-    let drop_in = write_drop_in(&config, file)?;
+    // First, so that a directory which cannot be written is found while the token is unused. It counts only when the worker
+    // has joined: until then the one that is here goes on to its own broker, over a restart too.
+    let prepared = prepare_drop_in(&config, file)?;
     crate::start::private_directory(&config)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|e| Error::new(Code::Internal, format!("no runtime: {e}")))?;
     runtime.block_on(enroll::join(&config, &dir, &token, Asking::Once))?;
+    let drop_in = prepared.put()?;
     give_to_owner(&config.data_dir, &dir)?;
     eprintln!("enrolled  {} at {}, written to {}", config.name, config.broker, drop_in.display());
     eprintln!("next      systemctl restart codering-workerd");
@@ -113,8 +115,38 @@ fn token(asked: &Enroll) -> Result<Secret, Error> {
     }
 }
 
+/// A drop-in that is written, under a name that counts for nothing.
+struct Prepared {
+    next: PathBuf,
+    path: PathBuf,
+}
+
+impl Prepared {
+    /// Gives it its name.
+    fn put(self) -> Result<PathBuf, Error> {
+        // fault: the certificate is there and the drop-in is not; another enrolment mends it.
+        let put = fs::rename(&self.next, &self.path)
+            .and_then(|()| fs::File::open(self.path.parent().unwrap_or(Path::new(".")))?.sync_all());
+        put.map_err(|e| unwritten(&self.path, &e))?;
+        Ok(self.path.clone())
+    }
+}
+
+impl Drop for Prepared {
+    /// After an enrolment that failed; one that went well has moved it.
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.next);
+    }
+}
+
+fn unwritten(path: &Path, why: &std::io::Error) -> Error {
+    Error::new(Code::ConfigInvalid, format!("cannot be written: {why}"))
+        .at(path.display().to_string())
+        .hint("run it as root")
+}
+
 /// What the next start goes by: the broker, and the name that the certificate has.
-fn write_drop_in(config: &Config, file: Option<&Path>) -> Result<PathBuf, Error> {
+fn prepare_drop_in(config: &Config, file: Option<&Path>) -> Result<Prepared, Error> {
     let main = file.unwrap_or(Path::new("/etc/codering/workerd.toml"));
     let path = main.with_extension("d").join(DROP_IN);
     let text = format!(
@@ -122,15 +154,13 @@ fn write_drop_in(config: &Config, file: Option<&Path>) -> Result<PathBuf, Error>
          broker = \"{}\"\nname = \"{}\"\n",
         config.broker, config.name
     );
-    let fail = |e: std::io::Error| {
-        Error::new(Code::ConfigInvalid, format!("cannot be written: {e}"))
-            .at(path.display().to_string())
-            .hint("run it as root")
-    };
-    fs::create_dir_all(main.with_extension("d")).map_err(fail)?;
-    // fault: another try writes it again.
-    write_public(&path, text.as_bytes()).map_err(fail)?;
-    Ok(path)
+    // Not `.toml`, which would count.
+    let prepared = Prepared { next: path.with_extension("next"), path };
+    let written = fs::create_dir_all(main.with_extension("d"))
+        // fault: another try writes it again.
+        .and_then(|()| write_public(&prepared.next, text.as_bytes()));
+    written.map_err(|e| unwritten(&prepared.path, &e))?;
+    Ok(prepared)
 }
 
 /// root enrols, and workerd's own user has to read what came of it: whoever has the data directory.
@@ -170,5 +200,28 @@ mod tests {
         for wrong in ["", "http://broker.lan", "https://", "a b", "x\"\nslots = 9"] {
             assert!(address(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn an_enrolment_that_fails_leaves_the_next_start_as_it_was() {
+        codering_kit::tls::install_provider();
+        let dir = tempfile::tempdir().expect("a directory");
+        let (file, drop_ins) = (dir.path().join("workerd.toml"), dir.path().join("workerd.d"));
+        fs::write(&file, format!("data_dir = '{}'\n", dir.path().join("data").display())).expect("written");
+        fs::create_dir(&drop_ins).expect("made");
+        fs::write(drop_ins.join(DROP_IN), "broker = \"https://good:7443\"\n").expect("written");
+        let asked = Enroll {
+            // Nothing listens there.
+            broker: "127.0.0.1:1".into(),
+            token: Some(format!("cdr_x_y.{}", "0".repeat(64))),
+            token_file: None,
+            name: None,
+            replace: true,
+        };
+        let error = run(asked, Some(&file)).expect_err("no broker");
+        assert_eq!(error.code, Code::BrokerUnreachable, "{error}");
+        let written = fs::read_to_string(drop_ins.join(DROP_IN)).expect("there");
+        assert!(written.contains("https://good:7443"), "{written}");
+        assert_eq!(fs::read_dir(&drop_ins).expect("there").count(), 1, "something is left");
     }
 }

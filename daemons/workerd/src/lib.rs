@@ -14,7 +14,6 @@ mod attempt;
 mod backoff;
 pub mod broker;
 pub mod checkout;
-pub mod clock;
 pub mod config;
 mod dispatcher;
 pub mod enroll;

@@ -3,12 +3,14 @@
 use std::{sync::Arc, time::Duration};
 
 use codering_core::Outcome;
-use codering_kit::fault::{self, Point};
+use codering_kit::{
+    clock::now,
+    fault::{self, Point},
+};
 use tokio::time::Instant;
 
 use crate::{
     attempt::{self, Ended, Fault, Trace},
-    clock::now,
     held::Held,
     leases::{self, Former},
     run::{self, Feed, Order},

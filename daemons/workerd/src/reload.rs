@@ -1,14 +1,11 @@
 //! SIGHUP: what of a new configuration takes effect while workerd runs, and how all of it is refused for one mistake.
 
-use std::{
-    path::PathBuf,
-    sync::{Arc, PoisonError},
-};
+use std::sync::{Arc, PoisonError};
 
 use codering_core::Error;
 use codering_kit::{
-    config::{self, Written},
-    reload::Effect,
+    config,
+    reload::{Effect, Told},
     shutdown::Shutdown,
     telemetry,
 };
@@ -16,39 +13,28 @@ use codering_kit::{
 use crate::{
     config::{AT_RESTART, Config, File},
     enroll,
-    image::Images,
+    image::How,
     renew::Way,
     start::drain,
     worker::{Work, Worker},
 };
 
-/// Where the configuration came from, and what a reload changes beside the worker.
-pub(crate) struct Told {
-    pub file: Option<PathBuf>,
-    /// What is in force: a key that waits for a restart is told again each time.
-    pub written: Written,
-    pub filter: telemetry::Filter,
-}
-
 /// What each SIGHUP does.
 pub(crate) fn again(
-    told: Told,
+    mut told: Told,
     worker: Arc<Worker>,
     way: Way,
     shutdown: Shutdown,
 ) -> impl FnMut() -> Result<Effect, Error> + Send {
-    let Told { file, written: mut in_force, filter } = told;
     move || {
-        let (new, written) = config::load_written("workerd", file.as_deref(), File::check)?;
+        let (new, written) = config::load_written("workerd", told.file.as_deref(), File::check)?;
         // The certificate is where the worker was started with it.
         let new = Config { data_dir: worker.config.data_dir.clone(), ..new };
         take(&new, &worker, &way).map_err(|error| written.placed(error))?;
-        filter.set(telemetry::filter(&new.log)?);
+        told.filter.set(telemetry::filter(&new.log)?);
         shutdown.set_drain(drain(&new));
-        let effect = Effect::of(written.changed_since(&in_force), AT_RESTART);
-        in_force.take_from(written, &effect.now);
         worker.now.set(new);
-        Ok(effect)
+        Ok(told.took(written, AT_RESTART))
     }
 }
 
@@ -58,7 +44,7 @@ fn take(new: &Config, worker: &Worker, way: &Way) -> Result<(), Error> {
     let files = worker.proof_files.lock().unwrap_or_else(PoisonError::into_inner);
     let read = enroll::read(new)?;
     if let Work::Real(real) = &worker.work {
-        let how = Images::read(new)?;
+        let how = How::of(new)?;
         real.mirrors.reconfigure(new.git.clone(), new.proxy.clone())?;
         real.images.reconfigure(how);
         real.sandbox_config.set(new.sandbox.clone());

@@ -9,6 +9,7 @@ use std::{
 
 use codering_core::{Code, Error, time::Millis};
 use codering_kit::{
+    clock::now,
     connect,
     fault::{self, Point},
     live::Live,
@@ -22,7 +23,7 @@ use codering_proto::{
 use rustls::ClientConfig;
 use tokio_util::sync::CancellationToken;
 
-use crate::{clock::now, enroll, worker::Worker};
+use crate::{enroll, worker::Worker};
 
 /// For one try.
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -48,7 +49,8 @@ pub(crate) struct Way {
 }
 
 impl Way {
-    fn channel(&self, broker: &str) -> Result<tonic::transport::Channel, Error> {
+    /// A channel to the broker.
+    pub(crate) fn channel(&self, broker: &str) -> Result<tonic::transport::Channel, Error> {
         connect::channel_by(broker, self.proof.clone(), self.proxy.clone())
     }
 }

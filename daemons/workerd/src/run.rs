@@ -4,7 +4,10 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use codering_core::{LeaseToken, Outcome, time::Millis, units::show_duration};
-use codering_kit::fault::{self, Point};
+use codering_kit::{
+    clock::now,
+    fault::{self, Point},
+};
 use futures::{StreamExt, stream::BoxStream};
 use tokio::{
     io::{AsyncWrite, AsyncWriteExt},
@@ -15,7 +18,6 @@ use tokio::{
 use crate::{
     attempt::{Ended, Fault},
     broker::Broker,
-    clock::now,
     held::{Held, Stop},
     leases,
     output::Capture,

@@ -47,8 +47,8 @@ struct State {
 
 #[derive(Debug, Clone)]
 enum Waiting {
-    /// In this slot.
-    OnDisk(u64),
+    /// In this slot, with so many bytes on the wire.
+    OnDisk(u64, usize),
     /// The disk did not take it, so it waits here: better than nothing.
     InMemory(Box<v1::AttemptReport>),
 }
@@ -68,13 +68,15 @@ impl Spool {
             let path = entry.map_err(fail)?.path();
             let Some(number) = number_of(&path) else { continue };
             state.next = state.next.max(number + 1);
-            let token = read(&path).ok().and_then(|report| LeaseToken::new(&report.token).ok());
+            let held = read(&path).ok();
+            let held =
+                held.and_then(|report| Some((LeaseToken::new(&report.token).ok()?, report.encoded_len())));
             // Free, or half written when a former process ended: its attempt was not over.
-            let Some(token) = token.filter(|token| !state.waiting.contains_key(token)) else {
+            let Some((token, bytes)) = held.filter(|(token, _)| !state.waiting.contains_key(token)) else {
                 fs::remove_file(&path).map_err(fail)?;
                 continue;
             };
-            state.waiting.insert(token, Waiting::OnDisk(number));
+            state.waiting.insert(token, Waiting::OnDisk(number, bytes));
         }
         Ok(Self { dir: dir.to_owned(), durable, state: Mutex::new(state), changed: watch::Sender::new(0) })
     }
@@ -107,7 +109,7 @@ impl Spool {
             };
             let reported = match self.state().waiting.get_mut(&token) {
                 Some(waiting) => {
-                    *waiting = Waiting::OnDisk(number);
+                    *waiting = Waiting::OnDisk(number, report.encoded_len());
                     false
                 }
                 None => true,
@@ -122,7 +124,7 @@ impl Spool {
     /// Keeps a result. It blocks on the disk.
     pub fn put(&self, token: &LeaseToken, report: v1::AttemptReport) {
         let waiting = match self.write(&report) {
-            Ok(number) => Waiting::OnDisk(number),
+            Ok(number) => Waiting::OnDisk(number, report.encoded_len()),
             Err(e) => {
                 tracing::error!(
                     token = &token.as_str()[..8],
@@ -132,7 +134,7 @@ impl Spool {
             }
         };
         let before = self.state().waiting.insert(token.clone(), waiting);
-        if let Some(Waiting::OnDisk(number)) = before {
+        if let Some(Waiting::OnDisk(number, _)) = before {
             self.clear(number);
         }
         self.tell();
@@ -201,14 +203,15 @@ impl Spool {
     pub fn get(&self, token: &LeaseToken) -> Option<v1::AttemptReport> {
         let number = match self.state().waiting.get(token)? {
             Waiting::InMemory(report) => return Some((**report).clone()),
-            Waiting::OnDisk(number) => *number,
+            Waiting::OnDisk(number, _) => *number,
         };
         let path = self.slot(number);
         match read(&path) {
             Ok(report) if report.token == token.as_str() => Some(report),
             read => {
                 // It may have been reported, and its slot written over, since the look at where it is.
-                if !matches!(self.state().waiting.get(token), Some(Waiting::OnDisk(now)) if *now == number) {
+                if !matches!(self.state().waiting.get(token), Some(Waiting::OnDisk(now, _)) if *now == number)
+                {
                     return None;
                 }
                 let why = read.map_or_else(|e| e.to_string(), |_| "it is another's".to_owned());
@@ -225,7 +228,7 @@ impl Spool {
         let removed = self.state().waiting.remove(token);
         match removed {
             None => return,
-            Some(Waiting::OnDisk(number)) => self.clear(number),
+            Some(Waiting::OnDisk(number, _)) => self.clear(number),
             Some(Waiting::InMemory(_)) => {}
         }
         fault::reached(Point::SpoolRemoved);
@@ -235,6 +238,15 @@ impl Spool {
     /// The tokens of all that wait.
     pub fn tokens(&self) -> Vec<LeaseToken> {
         self.state().waiting.keys().cloned().collect()
+    }
+
+    /// The same, each with its bytes on the wire: what a reader may want to know before it reads one.
+    pub fn waiting(&self) -> Vec<(LeaseToken, usize)> {
+        let bytes = |waiting: &Waiting| match waiting {
+            Waiting::OnDisk(_, bytes) => *bytes,
+            Waiting::InMemory(report) => report.encoded_len(),
+        };
+        self.state().waiting.iter().map(|(token, waiting)| (token.clone(), bytes(waiting))).collect()
     }
 
     /// Whether one waits.

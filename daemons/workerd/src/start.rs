@@ -7,36 +7,34 @@ use std::{
 };
 
 use bollard::{API_DEFAULT_VERSION, Docker};
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use codering_core::{Code, Error};
 use codering_kit::{
-    config, connect, fault,
+    config, fault,
     health::{self, Pulse, Readiness},
     listen,
     live::Live,
     notify,
-    reload::{self as hangup, Hangups},
+    reload::{self as hangup, Hangups, Told},
     shutdown::{self, Shutdown},
     telemetry,
     tls::{self, Identity},
 };
 use codering_proto::v1::from_worker::Message;
 use prometheus_client::registry::Registry;
-use rustls::ClientConfig;
 use tokio::{sync::mpsc, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     broker::Broker,
     checkout::Mirrors,
-    config::{Config, File, OnStop, Proxy},
+    config::{Config, File, OnStop},
     enroll, gc,
     held::Stop,
     image::Images,
     join,
     metrics::Metrics,
-    readopt,
-    reload::{self, Told},
+    readopt, reload,
     renew::{self, Way},
     room,
     sandbox::{docker::Containers, host},
@@ -68,6 +66,11 @@ enum Verb {
     /// Has the running workerd read its configuration, certificate and secrets again, and says what came of it: what the unit's
     /// ExecReload= runs. For yourself: systemctl reload codering-workerd.
     Reload,
+    /// Prints completions of these flags, as the packages install them.
+    #[command(hide = true)]
+    Completions {
+        shell: clap_complete::Shell,
+    },
 }
 
 /// Docker's default for a response's head; an image's build begins to answer when its context is there.
@@ -77,6 +80,8 @@ const START_IT: &str = "start it with `systemctl start docker`";
 const DOCKER_AGAIN: Duration = Duration::from_secs(2);
 /// What is left of the drain's time for containers to be killed and results to be reported.
 const LAST_WORDS: Duration = Duration::from_secs(3);
+/// What is about to end is reported by the process that watched it. Not for long: an upgrade holds dpkg's lock meanwhile.
+const ABOUT_TO_END: Duration = Duration::from_secs(2);
 /// A drain that waits for all has no deadline; this is as good as none.
 const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
 /// Probes at once.
@@ -93,6 +98,11 @@ pub fn run() -> Result<(), Error> {
     tls::install_provider();
     match arguments.verb {
         Some(Verb::Reload) => return hangup::request("codering-workerd").map(|said| eprintln!("{said}")),
+        Some(Verb::Completions { shell }) => {
+            let name = "codering-workerd";
+            clap_complete::generate(shell, &mut Arguments::command(), name, &mut std::io::stdout());
+            return Ok(());
+        }
         Some(Verb::Enroll(asked)) => return join::run(asked, arguments.config.as_deref()),
         None => {}
     }
@@ -111,7 +121,7 @@ pub fn run() -> Result<(), Error> {
         .enable_all()
         .build()
         .map_err(|e| Error::new(Code::Internal, format!("no runtime: {e}")))?;
-    let told = Told { file: arguments.config, written, filter };
+    let told = Told { file: arguments.config, filter, in_force: written };
     let ended = runtime.block_on(Box::pin(serve(config, told)));
     // What hangs in a system call is not waited for.
     runtime.shutdown_timeout(Duration::from_secs(1));
@@ -147,16 +157,11 @@ async fn serve(config: Config, told: Told) -> Result<(), Error> {
         started = start(config, metrics, &readiness) => Some(started?),
         () = shutdown.begun() => None,
     };
-    if let Some(Started { worker, events, docker, identity, proof, proxy }) = started {
+    if let Some(Started { worker, events, docker, identity, way }) = started {
         let end = CancellationToken::new();
         let _ended = end.clone().drop_guard();
-        tokio::spawn(renew::run(
-            worker.clone(),
-            identity,
-            Way { proof: proof.clone(), proxy: proxy.clone() },
-            end,
-        ));
-        let again = reload::again(told, worker.clone(), Way { proof, proxy }, shutdown.clone());
+        tokio::spawn(renew::run(worker.clone(), identity, way.clone(), end));
+        let again = reload::again(told, worker.clone(), way, shutdown.clone());
         let settled = format!("attached to {}", worker.config.broker);
         tokio::spawn(hangups.serve(readiness.clone(), shutdown.clone(), settled, again));
         let signs = stream::Signs {
@@ -176,10 +181,7 @@ struct Started {
     events: mpsc::Receiver<Message>,
     docker: Option<Docker>,
     identity: Identity,
-    /// What the broker is shown at the next connection.
-    proof: Live<ClientConfig>,
-    /// By which it is reached.
-    proxy: Live<Proxy>,
+    way: Way,
 }
 
 async fn start(config: Config, metrics: Metrics, readiness: &Readiness) -> Result<Started, Error> {
@@ -191,12 +193,12 @@ async fn start(config: Config, metrics: Metrics, readiness: &Readiness) -> Resul
     notify::ready();
     notify::status(&format!("waiting for {}", config.broker));
     let enroll::Proof { name, identity, tls } = proof;
-    let (proof, proxy) = (Live::from(tls), Live::new(config.proxy.clone()));
-    let broker = Broker::new(connect::channel_by(&config.broker, proof.clone(), proxy.clone())?);
+    let way = Way { proof: Live::from(tls), proxy: Live::new(config.proxy.clone()) };
+    let broker = Broker::new(way.channel(&config.broker)?);
     if config.simulate {
         tracing::warn!("simulating: no task is really run");
         let (worker, events) = Worker::new(name, config, broker, Work::Simulated, metrics)?;
-        return Ok(Started { worker, events, docker: None, identity, proof, proxy });
+        return Ok(Started { worker, events, docker: None, identity, way });
     }
     let docker = docker(&config, readiness).await;
     let program = std::env::current_exe()
@@ -219,7 +221,7 @@ async fn start(config: Config, metrics: Metrics, readiness: &Readiness) -> Resul
             tokio::time::sleep(DOCKER_AGAIN).await;
         }
     }
-    Ok(Started { worker, events, docker: Some(docker), identity, proof, proxy })
+    Ok(Started { worker, events, docker: Some(docker), identity, way })
 }
 
 pub(crate) fn private_directory(config: &Config) -> Result<(), Error> {
@@ -307,10 +309,9 @@ async fn stop(worker: &Worker, shutdown: &Shutdown) {
             () = shutdown.ended() => attempts.stop_all(Stop::Detach),
         },
         OnStop::Detach => {
-            let until = shutdown.deadline().unwrap_or_else(tokio::time::Instant::now);
             tokio::select! {
                 () = attempts.gone() => {}
-                () = tokio::time::sleep_until(until.checked_sub(LAST_WORDS).unwrap_or(until)) => {}
+                () = tokio::time::sleep(ABOUT_TO_END) => {}
                 () = shutdown.ended() => {}
             }
             attempts.stop_all(Stop::Detach);

@@ -316,6 +316,24 @@ async fn mirrors_are_evicted_unless_in_use_and_come_back() {
 }
 
 #[tokio::test]
+async fn a_mirror_is_in_use_for_as_long_as_a_tar_is_written_from_it() {
+    let (_dir, dir) = scratch();
+    // More than a pipe holds, so that it cannot be over before it is read.
+    let large = "x".repeat(1 << 20);
+    let repository = Repository::new(&[("Dockerfile", "FROM x\n"), ("large", &large), ("other", "y")]);
+    let mirrors = mirrors(&dir, git());
+    let source = source(&repository.url(), "HEAD");
+    let look = mirrors.resolve(&source).await.unwrap();
+    let (path, ..) = mirrors.sizes().remove(0);
+    let mut export = mirrors.export(&source, &look.tree, 8 << 20).unwrap();
+    assert!(!mirrors.evict(&path), "it was removed under an export");
+    let mut tar = Vec::new();
+    export.output().unwrap().read_to_end(&mut tar).await.unwrap();
+    mirrors.exported(export, &source).await.unwrap();
+    assert!(tar.len() > large.len() && mirrors.evict(&path));
+}
+
+#[tokio::test]
 async fn https_works_with_a_ca_and_a_password_and_not_without_them() {
     let (_dir, dir) = scratch();
     let repository = Repository::new(&[("Dockerfile", "FROM x\n")]);

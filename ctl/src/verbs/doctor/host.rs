@@ -1,4 +1,4 @@
-//! What doctor looks at of the disk, of RabbitMQ's own settings and of who may read what, where a daemon is installed.
+//! What doctor looks at of the disk, of Docker's settings and of who may read what, where a daemon is installed.
 
 use std::{
     io::Write,
@@ -7,11 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use codering_core::{time::Millis, units};
+use codering_core::units;
 use serde_json::Value;
-use tokio::{process::Command, time::timeout};
 
-use super::{finding::Finding, tls};
+use super::finding::Finding;
 use crate::verbs::words;
 
 /// brokerd's and workerd's own default of `min_free_disk`.
@@ -21,10 +20,6 @@ const LONG_LOG_BYTES: u64 = 256 << 20;
 /// Every commit of the ledger waits for one.
 const SLOW_SYNC: Duration = Duration::from_millis(20);
 const SYNCS: usize = 15;
-/// For `rabbitmqctl`, which starts an Erlang of its own.
-const PATIENCE: Duration = Duration::from_secs(20);
-/// A worker renews at two thirds of its certificate's life. One with less than this part left does not succeed.
-const LATE: f64 = 0.25;
 
 /// Room on the disk of a data directory.
 pub fn disk(dir: &Path, reserve: Option<&str>) -> Finding {
@@ -46,6 +41,10 @@ fn room(dir: &Path, free: u64, reserve: u64) -> Finding {
     }
 }
 
+pub(super) fn unread(about: &'static str, path: &Path, error: &std::io::Error) -> Finding {
+    Finding::skipped(about, format!("{}: {}; run doctor as root", path.display(), words::io_error(error)))
+}
+
 /// The ledger's write-ahead log.
 pub fn log(dir: &Path) -> Finding {
     let file = dir.join("ledger.db-wal");
@@ -54,10 +53,7 @@ pub fn log(dir: &Path) -> Finding {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             Finding::good("wal", "the ledger has none: it is closed, or was never opened")
         }
-        Err(error) => Finding::skipped(
-            "wal",
-            format!("{}: {}; run doctor as root", file.display(), words::io_error(&error)),
-        ),
+        Err(error) => unread("wal", &file, &error),
     }
 }
 
@@ -77,10 +73,7 @@ fn log_of(file: &Path, bytes: u64) -> Finding {
 pub fn sync(dir: &Path) -> Finding {
     match measure(dir) {
         Ok(median) => sync_of(dir, median),
-        Err(error) => Finding::skipped(
-            "fsync",
-            format!("{}: {}; run doctor as root", dir.display(), words::io_error(&error)),
-        ),
+        Err(error) => unread("fsync", dir, &error),
     }
 }
 
@@ -105,7 +98,7 @@ fn sync_of(dir: &Path, median: Duration) -> Finding {
         true => Finding::warning(
             "fsync",
             format!("{text}: every submit and every result waits for that"),
-            "put data_dir on a disk of its own (lsblk -o NAME,ROTA,MOUNTPOINT): stop the daemon, move the directory, set data_dir",
+            "mount a disk of its own at data_dir (lsblk -o NAME,ROTA,MOUNTPOINT): stop the daemon and its sockets, copy the directory, mount, start",
         ),
     }
 }
@@ -124,109 +117,6 @@ pub fn permissions(secrets: &[PathBuf]) -> Finding {
             format!("everybody on this machine may read {}", open.join(", ")),
             format!("sudo chmod o-rwx {}", open.join(" ")),
         ),
-    }
-}
-
-/// A worker's certificate on its own machine.
-pub fn worker_certificate(dir: &Path, now: Millis) -> Finding {
-    let file = dir.join("tls/worker.pem");
-    let read = std::fs::read_to_string(&file);
-    match read.map(|pem| tls::life(&pem)) {
-        Ok(Ok((begins, ends))) => certificate_of(begins, ends, now),
-        Ok(Err(why)) => Finding::wrong("worker", format!("{}: {why}", file.display()), ENROL),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound && dir.exists() => {
-            Finding::wrong("worker", "this machine has no worker's certificate", ENROL)
-        }
-        Err(error) => Finding::skipped(
-            "worker",
-            format!("{}: {}; run doctor as root", file.display(), words::io_error(&error)),
-        ),
-    }
-}
-
-const ENROL: &str =
-    "coderingctl worker token; then here: sudo codering-workerd enroll --replace --broker HOST --token TOKEN";
-
-fn certificate_of(begins: Millis, ends: Millis, now: Millis) -> Finding {
-    let until = format!("{} ({})", words::clock(ends), words::until(ends, now));
-    let left = (ends - now) as f64 / (ends - begins).max(1) as f64;
-    match left {
-        _ if ends <= now => Finding::wrong(
-            "worker",
-            format!("the worker's certificate ended {}", words::until(ends, now)),
-            ENROL,
-        ),
-        _ if left < LATE => Finding::warning(
-            "worker",
-            format!("the worker's certificate is valid until {until}, and should have been renewed by now"),
-            "journalctl -u codering-workerd --grep 'was not renewed' -n 3",
-        ),
-        _ => Finding::good(
-            "worker",
-            format!("the worker's certificate, valid until {until}, renews by itself"),
-        ),
-    }
-}
-
-/// What only `rabbitmqctl` on RabbitMQ's own machine tells.
-pub async fn rabbitmq() -> Vec<Finding> {
-    let status = rabbitmqctl(&["status", "--formatter", "json"]).await;
-    let Some(status) = status.and_then(|text| serde_json::from_str::<Value>(&text).ok()) else {
-        let why = "rabbitmqctl does not answer here: run doctor as root on RabbitMQ's machine for its watermarks and timeouts";
-        return vec![Finding::skipped("rabbitmq", why)];
-    };
-    let asked = rabbitmqctl(&["eval", "application:get_env(rabbit, consumer_timeout)."]).await;
-    vec![watermarks(&status), consumer_timeout(asked.as_deref().unwrap_or_default())]
-}
-
-async fn rabbitmqctl(arguments: &[&str]) -> Option<String> {
-    let asked = Command::new("rabbitmqctl").arg("--quiet").args(arguments).kill_on_drop(true).output();
-    let output = timeout(PATIENCE, asked).await.ok()?.ok()?;
-    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
-}
-
-fn watermarks(status: &Value) -> Finding {
-    let alarms = status["alarms"].as_array().map_or(0, Vec::len);
-    let (free, limit) =
-        (status["disk_free"].as_u64().unwrap_or(0), status["disk_free_limit"].as_u64().unwrap_or(0));
-    let text = format!(
-        "RabbitMQ stops publishers below {} free on its disk, and has {}",
-        units::show_size(limit),
-        units::show_size(free)
-    );
-    let mend = "make room below /var/lib/rabbitmq (df -h there); then sudo rabbitmq-diagnostics check_alarms";
-    match alarms {
-        0 if free > limit.saturating_mul(2) => Finding::good("watermark", text),
-        0 => Finding::warning("watermark", text, mend),
-        _ => Finding::wrong(
-            "watermark",
-            format!("RabbitMQ has raised {}, and takes no messages: {text}", status["alarms"]),
-            mend,
-        ),
-    }
-}
-
-/// A message that its reader does not settle in this time ends the reader's channel. codering's own are settled in seconds; a
-/// slow reader of `queue subscribe` is what it may hit.
-fn consumer_timeout(answer: &str) -> Finding {
-    let ms = answer
-        .trim()
-        .strip_prefix("{ok,")
-        .and_then(|rest| rest.strip_suffix('}')?.trim().parse::<u64>().ok());
-    match ms {
-        Some(ms) if ms < 300_000 => Finding::warning(
-            "consumers",
-            format!(
-                "RabbitMQ's consumer_timeout is {}: slow readers of queues lose their place",
-                units::show_duration(ms)
-            ),
-            "echo 'consumer_timeout = 1800000' | sudo tee /etc/rabbitmq/conf.d/90-codering.conf\n\
-             sudo rabbitmqctl eval 'application:set_env(rabbit, consumer_timeout, 1800000).'",
-        ),
-        Some(ms) => {
-            Finding::good("consumers", format!("RabbitMQ's consumer_timeout is {}", units::show_duration(ms)))
-        }
-        None => Finding::good("consumers", "RabbitMQ has no consumer_timeout"),
     }
 }
 
@@ -309,29 +199,6 @@ mod tests {
         let finding = permissions(&[secret.clone(), other]);
         assert_eq!(verdict(&finding), Wrong);
         assert_eq!(finding.mend, format!("sudo chmod o-rwx {}", secret.display()));
-    }
-
-    #[test]
-    fn a_worker_s_certificate_that_was_not_renewed_in_time_is_worth_a_look() {
-        let of = |now| verdict(&certificate_of(0, 1000, now));
-        assert_eq!([of(100), of(700), of(800), of(1000)], [Good, Good, Warning, Wrong]);
-        let nowhere = tempfile::tempdir().expect("a directory");
-        assert_eq!(verdict(&worker_certificate(nowhere.path(), 0)), Wrong);
-    }
-
-    #[test]
-    fn rabbitmq_s_watermark_and_consumer_timeout_are_told() {
-        let of = |alarms: Value, free: u64| {
-            verdict(&watermarks(
-                &json!({ "alarms": alarms, "disk_free": free, "disk_free_limit": 50_000_000 }),
-            ))
-        };
-        assert_eq!(
-            [of(json!([]), 1 << 40), of(json!([]), 60_000_000), of(json!(["disk"]), 1 << 40)],
-            [Good, Warning, Wrong]
-        );
-        let of = |answer| verdict(&consumer_timeout(answer));
-        assert_eq!([of("{ok,1800000}\n"), of("undefined\n"), of("{ok,30000}\n")], [Good, Good, Warning]);
     }
 
     #[test]

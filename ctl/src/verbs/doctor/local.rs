@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use codering_core::{enforce::lacking, spec::without_password};
+use codering_core::enforce::lacking;
 use serde_json::Value;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
@@ -19,14 +19,19 @@ use super::{finding::Finding, host};
 use crate::verbs::words;
 
 /// How long each of these may take.
-const PATIENCE: Duration = Duration::from_secs(3);
+pub const PATIENCE: Duration = Duration::from_secs(3);
 /// The largest answer read of Docker's `/version` and `/info`.
 const ANSWER_BYTES: u64 = 256 << 10;
+
+/// RabbitMQ's address, which the broker's unit hands to it.
+pub const RABBITMQ_CREDENTIAL: &str = "etc/credstore/codering.rabbitmq_url";
 
 /// A daemon's configuration, as far as doctor needs it: the file, then its drop-ins, then the environment.
 pub struct Configured {
     daemon: &'static str,
-    tables: Vec<Table>,
+    root: PathBuf,
+    /// Each goes over those before it.
+    tables: Vec<(PathBuf, Table)>,
 }
 
 impl Configured {
@@ -57,9 +62,10 @@ impl Configured {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 Err(error) => return Err(format!("{} cannot be read: {error}", file.display())),
             };
-            tables.push(text.parse().map_err(|_| format!("{} is not TOML", file.display()))?);
+            let table = text.parse().map_err(|_| format!("{} is not TOML", file.display()))?;
+            tables.push((file, table));
         }
-        Ok(Some(Self { daemon, tables }))
+        Ok(Some(Self { daemon, root: root.to_owned(), tables }))
     }
 
     /// A text value; `section` empty is the top of the file.
@@ -69,12 +75,18 @@ impl Configured {
             section => format!("CODERING_{}_{}", section.to_uppercase(), key.to_uppercase()),
         };
         std::env::var(variable).ok().filter(|value| !value.is_empty()).or_else(|| {
-            let found = self.tables.iter().rev().find_map(|table| match section {
+            let found = self.tables.iter().rev().find_map(|(_, table)| match section {
                 "" => table.get(key),
                 section => table.get(section)?.get(key),
             });
             found.and_then(|value| value.as_str()).map(str::to_owned)
         })
+    }
+
+    /// The file whose value of a key at the top counts.
+    pub fn set_by(&self, key: &str) -> Option<&Path> {
+        let found = self.tables.iter().rev().find(|(_, table)| table.contains_key(key));
+        found.map(|(file, _)| file.as_path())
     }
 
     /// A file's path; a credential is where systemd puts those of the daemon's unit.
@@ -117,9 +129,11 @@ impl Configured {
         if let Some(url) = self.text("queue", "url") {
             return Ok(Some(url));
         }
-        let Some(file) = self.file("queue", "url_file") else { return Ok(None) };
+        let named = self.file("queue", "url_file");
+        let file = named.clone().unwrap_or_else(|| self.root.join(RABBITMQ_CREDENTIAL));
         match std::fs::read_to_string(&file) {
             Ok(url) => Ok(Some(url.trim().to_owned())),
+            Err(error) if named.is_none() && error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(format!("{} cannot be read: {error}", file.display())),
         }
     }
@@ -188,51 +202,6 @@ async fn get(mut stream: impl AsyncRead + AsyncWrite + Unpin, path: &str) -> io:
     parsed.ok_or_else(|| io::Error::other("what answers there is not Docker"))
 }
 
-/// Whether a RabbitMQ answers at `url`, as far as can be told without logging in.
-pub async fn rabbitmq(url: &str) -> Finding {
-    let shown = without_password(url);
-    let mend = "sudo systemctl start rabbitmq-server, or mend [queue] url_file in /etc/codering/brokerd.toml";
-    let Some((address, plain)) = amqp_address(url) else {
-        return Finding::wrong(
-            "rabbitmq",
-            format!("`{shown}` is not an address such as amqp://host/vhost"),
-            mend,
-        );
-    };
-    let asked = timeout(PATIENCE, async {
-        let stream = TcpStream::connect(&address).await?;
-        if plain { greeted(stream).await } else { Ok(()) }
-    });
-    match asked.await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
-        Ok(()) => Finding::good("rabbitmq", format!("RabbitMQ answers at {shown}")),
-        Err(error) => Finding::wrong(
-            "rabbitmq",
-            format!("RabbitMQ does not answer at {shown}: {}", words::io_error(&error)),
-            mend,
-        ),
-    }
-}
-
-/// `host:port` of an AMQP address, and whether it is without TLS.
-fn amqp_address(url: &str) -> Option<(String, bool)> {
-    let url = url::Url::parse(url).ok()?;
-    let (port, plain) = match url.scheme() {
-        "amqp" => (5672, true),
-        "amqps" => (5671, false),
-        _ => return None,
-    };
-    Some((format!("{}:{}", url.host_str()?, url.port().unwrap_or(port)), plain))
-}
-
-/// Says hello as an AMQP 0-9-1 client does; a method frame is the answer of a broker that speaks it.
-async fn greeted(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
-    stream.write_all(b"AMQP\x00\x00\x09\x01").await?;
-    match stream.read_u8().await? {
-        1 => Ok(()),
-        _ => Err(io::Error::other("what answers there does not speak AMQP 0-9-1")),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -252,19 +221,18 @@ mod tests {
         let configured = Configured::read(root.path(), "brokerd").expect("readable").expect("installed");
         assert_eq!(configured.rabbitmq(), Ok(Some("amqp://b".to_owned())));
         assert_eq!(configured.text("queue", "backend").as_deref(), Some("rabbitmq"));
+        write(root.path(), "etc/codering/brokerd.toml", "");
+        write(root.path(), "etc/codering/brokerd.d/10-site.toml", "");
+        let configured = Configured::read(root.path(), "brokerd").expect("readable").expect("installed");
+        assert_eq!(configured.rabbitmq(), Ok(None));
+        write(root.path(), RABBITMQ_CREDENTIAL, "amqps://c\n");
+        assert_eq!(configured.rabbitmq(), Ok(Some("amqps://c".into())));
         write(root.path(), "etc/codering/brokerd.toml", "[queue\n");
         assert!(Configured::read(root.path(), "brokerd").is_err());
     }
 
-    #[test]
-    fn an_amqp_address_has_its_scheme_s_port() {
-        assert_eq!(amqp_address("amqp://u:p@mq.lan/%2f"), Some(("mq.lan:5672".into(), true)));
-        assert_eq!(amqp_address("amqps://mq.lan:7000"), Some(("mq.lan:7000".into(), false)));
-        assert_eq!(amqp_address("http://mq.lan"), None);
-    }
-
     #[tokio::test]
-    async fn what_answers_like_docker_or_rabbitmq_is_told_from_what_does_not() {
+    async fn what_answers_like_docker_is_told_from_what_does_not() {
         for (answer, is_docker) in
             [("HTTP/1.0 200 OK\r\n\r\n{\"Version\":\"20.10\"}", true), ("SSH-2.0\r\n", false)]
         {
@@ -278,11 +246,6 @@ mod tests {
                 let _ = theirs.read_to_end(&mut Vec::new()).await;
             });
             assert_eq!(version(ours).await.is_ok(), is_docker, "{answer}");
-        }
-        for (answer, is_rabbitmq) in [(1u8, true), (b'H', false)] {
-            let (ours, mut theirs) = tokio::io::duplex(64);
-            theirs.write_u8(answer).await.expect("answered");
-            assert_eq!(greeted(ours).await.is_ok(), is_rabbitmq);
         }
     }
 
@@ -300,7 +263,5 @@ mod tests {
     async fn a_missing_docker_socket_says_how_to_get_docker() {
         let finding = docker("/nowhere/docker.sock", false).await.remove(0);
         assert!(finding.mend.contains("apt-get install docker.io"), "{finding:?}");
-        let finding = rabbitmq("amqp://guest:secret@127.0.0.1:1/").await;
-        assert!(!finding.finding.contains("secret") && !finding.mend.is_empty(), "{finding:?}");
     }
 }

@@ -1,11 +1,16 @@
 //! `doctor`: looks at everything between this terminal and a running task, and says how to mend what
 //! is wrong. It changes nothing.
 
+mod amqp;
 mod broker;
+mod certificates;
+mod clock;
 mod finding;
 mod host;
 mod local;
+mod rabbitmq;
 mod tls;
+mod worker;
 
 use std::path::Path;
 
@@ -13,7 +18,7 @@ use clap::Args;
 use codering_core::{Code, Error, time::Millis};
 
 use self::finding::{Finding, Verdict};
-use crate::context::Context;
+use crate::{client::NONE_NAMED, context::Context};
 
 pub use tls::certificates;
 
@@ -33,11 +38,19 @@ pub async fn run(ctx: &Context, _: Doctor) -> Result<(), Error> {
             findings.extend(on_this_machine(Path::new("/"), target.is_dev(), ctx.now()).await);
         }
         Err(error) => {
-            let mend = if error.hint.is_empty() { "coderingctl login --help".into() } else { error.hint };
-            let place = if error.place.is_empty() { String::new() } else { format!("{}: ", error.place) };
-            findings.push(Finding::wrong("target", format!("{place}{}", error.message), mend));
+            let alone = if error.message == NONE_NAMED { worker::alone(Path::new("/")) } else { None };
+            match &alone {
+                Some(worker) => findings.extend(worker.way(ctx.now()).await),
+                None => {
+                    let mend =
+                        if error.hint.is_empty() { "coderingctl login --help".into() } else { error.hint };
+                    let place =
+                        if error.place.is_empty() { String::new() } else { format!("{}: ", error.place) };
+                    findings.push(Finding::wrong("target", format!("{place}{}", error.message), mend));
+                }
+            }
             // Whoever has no broker yet is about to run one here.
-            findings.extend(on_this_machine(Path::new("/"), true, ctx.now()).await);
+            findings.extend(on_this_machine(Path::new("/"), alone.is_none(), ctx.now()).await);
         }
     }
     ctx.out.blocks(&findings, Finding::lines)?;
@@ -70,12 +83,14 @@ async fn on_this_machine(root: &Path, runs_dev: bool, now: Millis) -> Vec<Findin
             let own = ["", "ca/ca.key", "admin.token", "tls/server.key"].map(|name| dir.join(name));
             let named =
                 [("queue", "url_file"), ("tls", "key_file")].map(|(table, key)| brokerd.file(table, key));
-            let secrets: Vec<_> = own.into_iter().chain(named.into_iter().flatten()).collect();
+            let credential = root.join(local::RABBITMQ_CREDENTIAL);
+            let secrets: Vec<_> =
+                own.into_iter().chain(named.into_iter().flatten()).chain([credential]).collect();
             findings.push(host::permissions(&secrets));
             match brokerd.rabbitmq() {
                 Ok(Some(url)) => {
-                    findings.push(local::rabbitmq(&url).await);
-                    findings.extend(host::rabbitmq().await);
+                    findings.extend(amqp::look(&url, brokerd.file("queue", "ca_file"), now).await);
+                    findings.extend(rabbitmq::settings().await);
                 }
                 Ok(None) => {
                     findings.push(Finding::skipped("rabbitmq", "none is configured: the queue is embedded"))
@@ -95,7 +110,7 @@ async fn on_this_machine(root: &Path, runs_dev: bool, now: Millis) -> Vec<Findin
             findings.extend(local::docker(&socket, wants_proxy).await);
             let dir = workerd.data_dir();
             findings.push(host::disk(&dir, workerd.text("", "min_free_disk").as_deref()));
-            findings.push(host::worker_certificate(&dir, now));
+            findings.push(worker::Here::of(&workerd).certificate(now));
             let named = [
                 ("enroll", "token_file"),
                 ("git", "ssh_key_file"),

@@ -16,7 +16,7 @@ use rustls::{
     pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject},
 };
 use tokio::{net::TcpStream, time::timeout};
-use tokio_rustls::TlsConnector;
+use tokio_rustls::{TlsConnector, client::TlsStream};
 
 /// How long a handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(5);
@@ -30,7 +30,12 @@ pub struct Shown {
     pub names: Vec<String>,
     /// Why it was not accepted.
     pub refused: Option<Refused>,
+    /// What was shaken hands over, where it was accepted.
+    pub stream: Option<TlsStream<TcpStream>>,
 }
+
+/// A certificate that is trusted to sign others.
+pub type Authority = CertificateDer<'static>;
 
 /// Why a certificate was not accepted.
 #[derive(Debug, PartialEq, Eq)]
@@ -56,11 +61,23 @@ pub fn certificates(pem: &str) -> Result<Vec<(CertificateDer<'static>, Millis)>,
     if found.is_empty() { Err("it holds no certificate".into()) } else { Ok(found) }
 }
 
+/// The certificates of a machine's bundle; what is none is left out, as the broker leaves it out.
+pub fn authorities(pem: &str) -> Vec<Authority> {
+    CertificateDer::pem_slice_iter(pem.as_bytes()).flatten().collect()
+}
+
 /// From when until when a certificate is valid.
 pub fn life(pem: &str) -> Result<(Millis, Millis), String> {
     let (der, ends) = certificates(pem)?.swap_remove(0);
     let (_, parsed) = x509_parser::parse_x509_certificate(&der).map_err(|e| e.to_string())?;
     Ok((parsed.validity().not_before.timestamp().saturating_mul(1000), ends))
+}
+
+/// The common name of the first certificate of a PEM text.
+pub fn common_name(pem: &str) -> Option<String> {
+    let (der, _) = certificates(pem).ok()?.swap_remove(0);
+    let (_, parsed) = x509_parser::parse_x509_certificate(&der).ok()?;
+    Some(parsed.subject().iter_common_name().next()?.as_str().ok()?.to_owned())
 }
 
 /// When a certificate ends, and the names that it is for.
@@ -83,8 +100,13 @@ fn address(bytes: &[u8]) -> Option<String> {
     v4.or_else(|| <[u8; 16]>::try_from(bytes).ok().map(|b| std::net::IpAddr::from(b).to_string()))
 }
 
-/// Shakes hands over `stream` with `host` and says what was seen.
-pub async fn look(stream: TcpStream, host: &str, ca: Vec<CertificateDer<'static>>) -> Result<Shown, String> {
+/// Shakes hands over `stream` with `host`, for one of these protocols (ALPN), and says what was seen.
+pub async fn look(
+    stream: TcpStream,
+    host: &str,
+    ca: Vec<Authority>,
+    protocols: &[&[u8]],
+) -> Result<Shown, String> {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(ca);
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -98,17 +120,17 @@ pub async fn look(stream: TcpStream, host: &str, ca: Vec<CertificateDer<'static>
         .dangerous()
         .with_custom_certificate_verifier(seen.clone())
         .with_no_client_auth();
-    config.alpn_protocols = vec![b"h2".to_vec()];
+    config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
     let name = ServerName::try_from(host.to_owned()).map_err(|_| format!("`{host}` is no host name"))?;
     let shaken = timeout(HANDSHAKE, TlsConnector::from(Arc::new(config)).connect(name, stream)).await;
-    let refused = match shaken {
-        Err(_) => Some(Refused::Other("it did not finish the TLS handshake within 5 s".into())),
-        Ok(Ok(_)) => None,
-        Ok(Err(error)) => Some(reason(&error)),
+    let (stream, refused) = match shaken {
+        Err(_) => (None, Some(Refused::Other("it did not finish the TLS handshake within 5 s".into()))),
+        Ok(Ok(stream)) => (Some(stream), None),
+        Ok(Err(error)) => (None, Some(reason(&error))),
     };
     let leaf = seen.leaf.lock().unwrap_or_else(PoisonError::into_inner).take();
     let (expires_at, names) = leaf.as_ref().and_then(facts).unwrap_or_default();
-    Ok(Shown { expires_at, names, refused })
+    Ok(Shown { expires_at, names, refused, stream })
 }
 
 fn reason(error: &std::io::Error) -> Refused {
@@ -175,4 +197,4 @@ impl ServerCertVerifier for Seen {
 
 #[cfg(test)]
 #[path = "tls_tests.rs"]
-mod tests;
+pub(super) mod tests;

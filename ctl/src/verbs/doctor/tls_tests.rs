@@ -7,14 +7,17 @@ use tokio_rustls::TlsAcceptor;
 
 use super::*;
 
-fn ca() -> CertifiedIssuer<'static, KeyPair> {
+/// A CA of a test's own.
+pub(in super::super) type Signer = CertifiedIssuer<'static, KeyPair>;
+
+pub(in super::super) fn ca() -> Signer {
     let mut params = CertificateParams::new(Vec::new()).expect("no names");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("signed")
 }
 
-/// Serves one handshake with a certificate for `name` that ends in `days` and answers what `look` saw.
-async fn shown(signer: &CertifiedIssuer<'static, KeyPair>, trusted: &str, name: &str, days: i64) -> Shown {
+/// Shows a certificate for `name` that ends in `days`.
+pub(in super::super) fn acceptor(signer: &Signer, name: &str, days: i64) -> TlsAcceptor {
     let key = KeyPair::generate().expect("a key");
     let mut params = CertificateParams::new([name.to_owned()]).expect("a name");
     let now = time::OffsetDateTime::now_utc();
@@ -31,15 +34,21 @@ async fn shown(signer: &CertifiedIssuer<'static, KeyPair>, trusted: &str, name: 
                 PrivateKeyDer::try_from(key.serialize_der()).expect("a key"),
             )
             .expect("a configuration");
+    TlsAcceptor::from(Arc::new(config))
+}
+
+/// Serves one handshake with a certificate for `name` that ends in `days` and answers what `look` saw.
+async fn shown(signer: &Signer, trusted: &str, name: &str, days: i64) -> Shown {
+    let acceptor = acceptor(signer, name, days);
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("bound");
     let server = tokio::spawn(async move {
         let (stream, _) = listener.accept().await.expect("a client");
-        let _ = TlsAcceptor::from(Arc::new(config)).accept(stream).await;
+        let _ = acceptor.accept(stream).await;
     });
     let stream = TcpStream::connect(address).await.expect("connected");
     let roots = certificates(trusted).expect("a CA").into_iter().map(|found| found.0).collect();
-    let seen = look(stream, "localhost", roots).await.expect("looked");
+    let seen = look(stream, "localhost", roots, &[b"h2"]).await.expect("looked");
     server.await.expect("served");
     seen
 }

@@ -78,9 +78,6 @@ impl Story {
         say("limits", job.limits.as_ref().map(limits).unwrap_or_default());
         say("image", self.image());
         say("tasks", self.tasks());
-        if job.result_bytes > 0 {
-            say("results", show_size(job.result_bytes));
-        }
         if !job.reduce_command.is_empty() {
             say("reduce", harmless(&job.reduce_command));
         }

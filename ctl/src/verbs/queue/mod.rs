@@ -1,4 +1,4 @@
-//! `queue`: list, create, put, get, subscribe, purge, delete, and the dead letters.
+//! `queue`: list, create, put, get, subscribe, purge, delete, rebuild, and the dead letters.
 
 mod dead;
 mod lines;
@@ -83,6 +83,18 @@ pub enum Verb {
         coderingctl queue delete demo.mail\n  \
         coderingctl queue delete demo.mail --yes")]
     Delete(Doomed),
+    /// Fill a project's queues again from the ledger, where the queues lost messages.
+    ///
+    /// The broker finds lost messages by itself; this is for those who do not want to wait. A task is run once, however
+    /// often it is published. Recorded results are put on the done queue again, those too that were read before.
+    #[command(after_help = "Examples:\n  \
+        coderingctl queue rebuild demo\n  \
+        coderingctl queue rebuild demo --output json | jq .tasks")]
+    Rebuild {
+        /// Which.
+        #[arg(add = complete::projects())]
+        project: ProjectName,
+    },
     /// The messages of a project's todo queue that could not be made a task.
     #[command(subcommand)]
     Dead(dead::Verb),
@@ -124,6 +136,14 @@ pub async fn run(ctx: &Context, verb: Verb) -> Result<(), Error> {
             said(ctx.broker().await?.queues().delete(request).await)?;
             ctx.out.note(format!("deleted  {queue}"));
             Ok(())
+        }
+        Verb::Rebuild { project } => {
+            let request = v1::RebuildQueuesRequest { project: project.into() };
+            let answer = said(ctx.broker().await?.queues().rebuild(request).await)?;
+            ctx.out.one(&answer, || {
+                let v1::RebuildQueuesResponse { project, tasks, results } = &answer;
+                vec![format!("rebuilt  {project}: {tasks} tasks and {results} results are published again")]
+            })
         }
         Verb::Dead(verb) => dead::run(ctx, verb).await,
     }

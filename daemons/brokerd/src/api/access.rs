@@ -53,6 +53,7 @@ pub const METHODS: &[(&str, Access)] = &[
     ("codering.v1.Queues/Delete", In(Queue, Submitter)),
     ("codering.v1.Queues/ListDead", In(Name, Viewer)),
     ("codering.v1.Queues/RequeueDead", In(Name, Submitter)),
+    ("codering.v1.Queues/Rebuild", In(Name, Admin)),
     ("codering.v1.Jobs/Submit", In(Name, Submitter)),
     ("codering.v1.Jobs/List", Listing(Viewer)),
     ("codering.v1.Jobs/Get", In(Job, Viewer)),

@@ -4,6 +4,7 @@ use codering_core::{Command, Limits, job::JobState, spec::without_password, task
 use codering_proto::v1;
 
 use crate::{
+    auth::Enrolled,
     broker::{JobEvent, ProjectView, QueueView, Running, TaskView, WorkerView, now, shown_state},
     ledger::{Attempt, Build, Job, Report, Role, Task, Token},
     queue::DeadLetter,
@@ -83,7 +84,6 @@ pub fn job(job: Job) -> v1::Job {
         answer_bytes: 0,
         message: job.message,
         open: job.open,
-        result_bytes: 0,
     }
 }
 
@@ -183,6 +183,15 @@ pub fn build(build: Build) -> v1::Build {
         cached_steps: build.cached_steps,
         log: build.log,
         log_truncated: build.log_truncated,
+    }
+}
+
+/// A worker's new certificate.
+pub fn enrolled(enrolled: Enrolled) -> v1::EnrollResponse {
+    v1::EnrollResponse {
+        certificate_pem: enrolled.certificate_pem,
+        ca_pem: enrolled.ca_pem,
+        expires_at_ms: enrolled.expires_at,
     }
 }
 

@@ -2,10 +2,11 @@
 
 use std::{net::SocketAddr, time::Instant};
 
-use codering_core::{Code, Error, WorkerName, time::Millis};
+use codering_core::{Code, Error, WorkerName, joining, time::Millis};
 use codering_kit::{
     fault::{self, Point},
     listen::Peer,
+    tls::SignedWorker,
 };
 
 use super::Auth;
@@ -57,7 +58,7 @@ impl Auth {
                 tracing::warn!(worker = %worker, address = %from, unsaid, "a join token for another broker: denied");
             }
             return Err(Error::new(Code::AuthInvalid, "this join token is for another broker's CA")
-                .hint("make one here: coderingctl token create --role worker"));
+                .hint(format!("make one here: coderingctl worker token --name {worker}")));
         }
         let token = self.verify(text, from).await?;
         if token.role != Role::Worker {
@@ -67,7 +68,7 @@ impl Auth {
                 "not a join token: enrolment denied"
             );
             return Err(Error::new(Code::AuthDenied, format!("token `{}` is no join token", token.name))
-                .hint("coderingctl token create --role worker"));
+                .hint(format!("coderingctl worker token --name {worker}")));
         }
         let signed = self.0.ca.issue_worker_for(csr_pem, &worker, *self.0.certificate_life.get())?;
         let _writing = self.0.writing.lock().await;
@@ -79,7 +80,7 @@ impl Auth {
                 "a revoked worker: enrolment denied"
             );
             return Err(Error::new(Code::WorkerRevoked, format!("a worker named {worker} was revoked"))
-                .hint("enroll this machine under another name"));
+                .hint(another_name()));
         }
         if before.as_ref().is_some_and(|row| row.last_seen_at != 0) && token.name != worker.as_str() {
             self.0.metrics.auth_refused("denied").inc();
@@ -114,12 +115,7 @@ impl Auth {
             worker = %worker, token = token.id, name = token.name, address = %from, serial = signed.identity.serial,
             replaced = before.map(|row| row.certificate_serial), "a worker enrolled"
         );
-        Ok(Enrolled {
-            certificate_pem: signed.certificate_pem,
-            ca_pem: self.0.ca.pem().to_owned(),
-            expires_at: signed.identity.not_after_ms,
-            replaced,
-        })
+        Ok(self.enrolled(signed, replaced))
     }
 
     /// A worker's next certificate, for the one that it shows. That one is accepted beside it, since this answer may be lost: until
@@ -130,12 +126,10 @@ impl Auth {
     /// broken request.
     pub async fn renew(&self, peer: &Peer, csr_pem: &str) -> Result<Enrolled, Error> {
         // Looked at again: it may have been revoked since the call was let in.
-        let worker = self.worker(peer).await?;
+        let row = self.worker_row(peer).await?;
+        let worker = row.name.clone();
         let shown = peer.certificate.as_ref().map(|shown| shown.serial.clone()).unwrap_or_default();
         let signed = self.0.ca.issue_worker_for(csr_pem, &worker, *self.0.certificate_life.get())?;
-        let row = self.0.ledger.workers().await?.into_iter().find(|row| row.name == worker);
-        let row =
-            row.ok_or_else(|| Error::new(Code::WorkerNotFound, format!("there is no worker {worker}")))?;
         let row = Worker {
             certificate_serial: signed.identity.serial.clone(),
             previous_serial: shown.clone(),
@@ -148,11 +142,21 @@ impl Auth {
             worker = %worker, address = %peer.address.ip(), serial = signed.identity.serial, renews = shown,
             "a worker's certificate was renewed"
         );
-        Ok(Enrolled {
+        Ok(self.enrolled(signed, false))
+    }
+
+    fn enrolled(&self, signed: SignedWorker, replaced: bool) -> Enrolled {
+        Enrolled {
             certificate_pem: signed.certificate_pem,
             ca_pem: self.0.ca.pem().to_owned(),
             expires_at: signed.identity.not_after_ms,
-            replaced: false,
-        })
+            replaced,
+        }
     }
+}
+
+/// What to do where a worker was revoked: its name is gone for good.
+pub(super) fn another_name() -> String {
+    let join = joining::renamed(joining::BROKER, joining::HOST);
+    format!("a revoked name is not given again; enroll this machine under another, {join}")
 }

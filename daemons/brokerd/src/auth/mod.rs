@@ -27,7 +27,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use codering_core::{Code, Error, WorkerName, ids::shown};
+use codering_core::{Code, Error, WorkerName, ids::shown, joining};
 use codering_kit::{
     listen::Peer,
     live::Live,
@@ -41,7 +41,7 @@ pub use tokens::NewToken;
 
 use crate::{
     broker::now,
-    ledger::{Ledger, Role, Token},
+    ledger::{Ledger, Role, Token, Worker},
     metrics::Metrics,
 };
 use secret::Bearer;
@@ -141,26 +141,36 @@ impl Auth {
     /// [`Code::AuthMissing`] without one, [`Code::WorkerRevoked`], [`Code::AuthInvalid`] when a newer certificate
     /// replaced it, or the ledger's.
     pub async fn worker(&self, peer: &Peer) -> Result<WorkerName, Error> {
+        self.worker_row(peer).await.map(|row| row.name)
+    }
+
+    async fn worker_row(&self, peer: &Peer) -> Result<Worker, Error> {
         let shown_by = peer.certificate.as_deref().and_then(|c| Some((c.worker()?, c)));
         let Some((name, certificate)) = shown_by else {
             self.missing(peer.address.ip(), "no worker's certificate");
             return Err(Error::new(Code::AuthMissing, "the call carries no worker's certificate")
-                .hint("enroll the worker: coderingctl token create --role worker"));
+                .hint("enroll the worker: coderingctl worker token"));
         };
         let rows = self.0.ledger.workers().await?;
         let refuse = |code, what: &str| {
+            let hint = match code {
+                Code::WorkerRevoked => enroll::another_name(),
+                _ => format!(
+                    "enroll it again, {}",
+                    joining::again(name.as_str(), joining::BROKER, joining::HOST)
+                ),
+            };
             self.0.metrics.auth_refused("worker").inc();
             tracing::warn!(worker = %name, serial = certificate.serial, address = %peer.address.ip(), "refused: {what}");
-            Err(Error::new(code, format!("worker {name}: {what}"))
-                .hint("enroll it again: coderingctl token create --role worker"))
+            Err(Error::new(code, format!("worker {name}: {what}")).hint(hint))
         };
-        match rows.iter().find(|row| row.name == name) {
+        match rows.into_iter().find(|row| row.name == name) {
             None => refuse(Code::AuthInvalid, "no worker of this name is enrolled here"),
             Some(row) if row.revoked => refuse(Code::WorkerRevoked, "its certificate was revoked"),
             Some(row) if ![&row.certificate_serial, &row.previous_serial].contains(&&certificate.serial) => {
                 refuse(Code::AuthInvalid, "a newer certificate has replaced this one")
             }
-            Some(_) => Ok(name),
+            Some(row) => Ok(row),
         }
     }
 

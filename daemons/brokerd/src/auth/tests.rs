@@ -506,3 +506,27 @@ async fn invariant_10_a_join_token_takes_no_connected_workers_name() {
     setup.worker(&third).await.expect("the newest");
     assert_eq!(code(setup.worker(&second).await), Code::AuthInvalid);
 }
+
+#[tokio::test]
+async fn a_worker_that_is_refused_is_told_what_the_broker_takes() {
+    let setup = setup().await;
+    let admin = setup.admin().await;
+    let join = async |name: &str| {
+        let wanted = NewToken { name: name.into(), ..wanted(Role::Worker, &[]) };
+        setup.auth.create_token(&admin, wanted).await.expect("created").1
+    };
+    let first = setup.enroll(&join("w1").await, "w1").await.expect("enrolled");
+    let second = setup.enroll(&join("w1").await, "w1").await.expect("enrolled again");
+    let peer = |identity: Identity| Peer { address: FROM, certificate: Some(Arc::new(identity)) };
+    let error = setup.auth.worker(&peer(first)).await.expect_err("replaced");
+    assert!(error.hint.contains("worker token --name w1 |"), "{error}");
+    let row = setup.ledger.workers().await.expect("read").swap_remove(0);
+    setup.ledger.put_worker(ledger::Worker { revoked: true, ..row }).await.expect("written");
+    let shown = setup.auth.worker(&peer(second)).await.expect_err("revoked");
+    let asked = setup.enroll(&join("w1").await, "w1").await.expect_err("the name is gone");
+    for error in [shown, asked] {
+        assert_eq!(error.code, Code::WorkerRevoked);
+        assert!(error.hint.contains("worker token |") && error.hint.contains("--name OTHER"), "{error}");
+    }
+    setup.enroll(&join("any").await, "w2").await.expect("what the hint says");
+}

@@ -1,5 +1,6 @@
-//! The one place that changes a task: reads it, asks the state machine, stores the answer by
-//! compare-and-set, and only then tells the rest of the broker.
+//! The one place that changes where a task stands: reads it, asks the state machine, stores the answer by
+//! compare-and-set, and only then tells the rest of the broker. What is stored beside it, a raw message's commit, goes by the
+//! same compare-and-set (`reports.rs`).
 
 use codering_core::{
     Code, Error, Outcome, TaskKey, TaskResult,
@@ -56,16 +57,23 @@ impl Broker {
                 Ok(step) => step,
                 Err(refusal) => return Ok(Changed::Refused(Box::new(task), refusal)),
             };
+            let record = self.record(&task, &next, effect.as_ref(), &event, &ended);
+            // Of this very result where the task is swapped: another one would have made another version.
+            let forgets = match record {
+                Record::Forget => self.ledger.result_bytes(key).await?,
+                _ => 0,
+            };
             let change = TaskChange {
                 key: key.clone(),
                 expected_version: task.progress.version,
                 progress: next.clone(),
                 commit: None,
-                record: self.record(&task, &next, effect.as_ref(), &event, &ended),
+                record,
             };
             if self.store(change).await? {
                 fault::reached(point_of(&event));
                 let changed = Task { progress: next, ..task.clone() };
+                self.projects.forgot(&task.project, forgets);
                 self.changed(&task, &changed, effect.as_ref(), &ended).await;
                 return Ok(Changed::Yes(Box::new(changed)));
             }
@@ -156,7 +164,7 @@ impl Broker {
         let Some(job) = self.jobs.get(&after.key.job) else { return };
         let retried = matches!(to, State::Leased(_)) && after.progress.attempt > 1;
         if std::mem::discriminant(from) != std::mem::discriminant(to) {
-            job.moved(from, to, after.reduce, retried);
+            job.moved(after, from, to, retried);
         }
         match effect {
             Some(Effect::Publish) => self.outbox.ring(&after.project),
@@ -182,6 +190,7 @@ fn point_of(event: &Event) -> Point {
     match event {
         Event::Publish => Point::TaskMarked,
         Event::Unpublish => Point::TaskUnmarked,
+        Event::HandBack { .. } => Point::TaskHandedBack,
         Event::Lease(_) => Point::LeaseRecorded,
         Event::Renew { .. } => Point::LeaseRenewed,
         Event::Complete { .. } => Point::ResultRecorded,

@@ -24,7 +24,7 @@ use super::{
     scheduler::Take,
 };
 use crate::{
-    ledger::{Task, TaskChange},
+    ledger::Task,
     queue::{Delivery, Rung},
 };
 
@@ -334,22 +334,12 @@ impl Broker {
     /// The task stays in the ledger instead of the queue: its job is paused, or no free worker has its labels. The latter
     /// it is passed over for until one has, so it needs no pause of its own.
     async fn hand_back(&self, task: Task, paused: bool, labelled: bool) -> Result<(), Error> {
-        let mut progress = task.progress.clone();
+        let (key, project) = (task.key.clone(), task.project.clone());
         let again = now() + UNPLACED_PAUSE_MS;
         let not_before = if paused || labelled { 0 } else { again };
-        progress.state = State::Ready { published: false, not_before };
-        progress.version += 1;
-        let change = TaskChange {
-            key: task.key.clone(),
-            expected_version: task.progress.version,
-            progress,
-            commit: None,
-            record: Default::default(),
-        };
-        let stored = self.store(change).await?;
-        fault::reached(Point::TaskHandedBack);
-        if stored && !paused {
-            self.outbox.ring_at(&task.project, again);
+        let changed = self.change(&key, Some(task), Event::HandBack { not_before }, Ended::default()).await?;
+        if matches!(changed, Changed::Yes(_)) && !paused {
+            self.outbox.ring_at(&project, again);
         }
         Ok(())
     }

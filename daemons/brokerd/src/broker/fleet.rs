@@ -122,18 +122,16 @@ pub struct Session {
 }
 
 impl Broker {
-    /// A worker's stream begins: what it no longer holds is freed, what it should not hold is fenced.
-    pub async fn attach(&self, name: WorkerName, hello: v1::Hello) -> Result<Session, Error> {
-        if hello.slots == 0 || hello.slots > MAX_SLOTS || hello.labels.len() > 100 {
-            return Err(Error::new(
-                Code::InvalidInput,
-                format!("a worker has 1 to {MAX_SLOTS} slots and at most 100 labels"),
-            ));
+    /// A worker's stream begins: what it no longer holds is freed, what it should not hold is fenced. `serial` is that of the
+    /// certificate that it shows, which may have been replaced since the call was let in.
+    pub async fn attach(&self, name: WorkerName, serial: &str, hello: v1::Hello) -> Result<Session, Error> {
+        if hello.slots == 0 || hello.slots > MAX_SLOTS {
+            return Err(Error::new(Code::InvalidInput, format!("a worker has 1 to {MAX_SLOTS} slots")));
         }
         codering_core::spec::validate_labels(hello.labels.iter())?;
         let id = self.fleet.sessions.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;
         let _row = self.worker_rows.lock().await;
-        let mut row = self.worker_row(&name).await?;
+        let mut row = self.worker_row(&name, serial).await?;
         row.last_seen_at = now();
         self.ledger.put_worker(row.clone()).await?;
         fault::reached(Point::WorkerSeen);
@@ -185,15 +183,22 @@ impl Broker {
         Ok(session)
     }
 
-    async fn worker_row(&self, name: &WorkerName) -> Result<ledger::Worker, Error> {
+    async fn worker_row(&self, name: &WorkerName, serial: &str) -> Result<ledger::Worker, Error> {
         let rows = self.ledger.workers().await?;
         let row = rows.into_iter().find(|row| row.name == *name);
         let row =
             row.ok_or_else(|| Error::new(Code::WorkerNotFound, format!("there is no worker {name}")))?;
-        match row.revoked {
-            true => Err(Error::new(Code::WorkerRevoked, format!("worker {name} was revoked"))),
-            false => Ok(row),
+        if row.revoked {
+            return Err(Error::new(Code::WorkerRevoked, format!("worker {name} was revoked")));
         }
+        if serial != row.certificate_serial && (serial.is_empty() || serial != row.previous_serial) {
+            return Err(Error::new(
+                Code::AuthInvalid,
+                format!("worker {name}: a newer certificate has replaced this one"),
+            )
+            .hint(format!("enroll it again: coderingctl worker token --name {name}")));
+        }
+        Ok(row)
     }
 }
 
@@ -315,6 +320,8 @@ impl Speaker {
                 ),
             });
         }
+        // A worker keeps the bound itself; one that does not is cut here.
+        let from = build.log.ceil_char_boundary(build.log.len().saturating_sub(ledger::BUILD_LOG_BYTES));
         let row = ledger::Build {
             worker: self.name.to_string(),
             image: build.image,
@@ -324,8 +331,8 @@ impl Speaker {
             took_ms: build.took_ms,
             steps: build.steps,
             cached_steps: build.cached_steps,
-            log: build.log,
-            log_truncated: build.log_truncated,
+            log: build.log[from..].to_owned(),
+            log_truncated: build.log_truncated || from > 0,
         };
         self.broker.ledger.put_build(&key.job, row).await?;
         fault::reached(Point::BuildKept);

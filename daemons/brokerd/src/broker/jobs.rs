@@ -1,12 +1,11 @@
 //! Verbs on jobs, and what follows when a job's last task is done.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use codering_core::{
-    Code, Error, JobId, Outcome, ProjectName, TaskId, TaskKey, TaskResult, TaskSpec,
+    Code, Error, JobId, Outcome, ProjectName, TaskId, TaskKey, TaskResult,
     job::{JobState, reduce_is_due},
-    spec::Reduce,
-    task::{Event, Progress},
+    task::Event,
 };
 use codering_kit::fault::{self, Point};
 use futures::{Stream, StreamExt, stream};
@@ -17,12 +16,18 @@ use super::{
     live::{self, Awake, LiveJob},
     now,
 };
-use crate::ledger::{Build, Job, JobFilter, Stands, Task, TaskFilter};
+use crate::ledger::{Build, Job, JobFilter, Stands, TaskFilter};
 
 /// Tasks changed at the same time by one verb: a group commit's worth.
 const AT_ONCE: usize = 256;
 /// Watchers hear at most this often.
 const WATCH_EVERY: Duration = Duration::from_millis(100);
+
+/// A verb that has to wait for what is under way.
+pub(super) fn still(id: &JobId, what: &str) -> Error {
+    Error::new(Code::JobUnfinished, format!("job {id} {what}"))
+        .hint(format!("coderingctl watch {id}, then try again"))
+}
 
 impl Broker {
     /// The row with its counters as they are now. A job that ended since its row was read is in memory no more: then
@@ -36,7 +41,7 @@ impl Broker {
     }
 
     /// The row of a job that there must be.
-    async fn known_job(&self, id: &JobId) -> Result<Job, Error> {
+    pub(super) async fn known_job(&self, id: &JobId) -> Result<Job, Error> {
         match self.ledger.job(id).await? {
             Some(job) => self.current(job).await,
             None => Err(Error::new(Code::JobNotFound, format!("there is no job {id}"))),
@@ -56,10 +61,7 @@ impl Broker {
             return Err(not_found());
         }
         let prefix = if prefix.starts_with("j-") { prefix.to_owned() } else { format!("j-{prefix}") };
-        // A token that sees few projects may have its one match behind many of others'.
-        let most = if only.is_some() { 1000 } else { 20 };
-        let mut found = self.ledger.jobs_by_prefix(&prefix, most).await?;
-        found.retain(|job| only.is_none_or(|only| only.contains(&job.spec.project)));
+        let mut found = self.ledger.jobs_by_prefix(&prefix, only, 20).await?;
         match found.len() {
             0 => Err(not_found()),
             1 => self.current(found.swap_remove(0)).await,
@@ -214,13 +216,24 @@ impl Broker {
     /// Tasks that failed or were cancelled become ready again; those that succeeded stay.
     pub async fn retry_job(&self, id: &JobId) -> Result<(Job, u64), Error> {
         let job = self.known_job(id).await?;
-        self.projects.admit(&job.spec.project, job.counts.failed + job.counts.cancelled)?;
-        let awake = self.wake_job(id).await?;
+        if live::is_over(&job)
+            && job.state == JobState::Succeeded
+            && job.counts.failed + job.counts.cancelled == 0
+        {
+            // Its answer stays.
+            return Ok((job, 0));
+        }
+        let room = self.projects.admit(&job.spec.project, job.counts.failed + job.counts.cancelled)?;
+        let awake = self.wake_job(id, false).await?;
         let again: Vec<_> =
             Outcome::ALL.into_iter().filter(|outcome| *outcome != Outcome::Succeeded).collect();
         let filter = TaskFilter { stands: Some(Stands::Done), outcomes: again };
-        let retried =
-            self.each_task(id, filter, |key| self.change_one(key, Event::Retry, Ended::default())).await;
+        let retry = async |key| {
+            let retried = self.change_one(key, Event::Retry, Ended::default()).await?;
+            room.counted(retried.into());
+            Ok(retried)
+        };
+        let retried = self.each_task(id, filter, retry).await;
         let live = awake.done();
         self.settle_job(&live).await;
         Ok((live.job(), retried?))
@@ -228,11 +241,14 @@ impl Broker {
 
     /// A finished job is held in memory again, and its row says that it is not finished, before any of its tasks
     /// changes: so a crash in between leaves a job that the next start looks at. It does not end again while the answer
-    /// is held, although all its tasks are still done.
-    pub(super) async fn wake_job(&self, id: &JobId) -> Result<Awake, Error> {
+    /// is held, although all its tasks are still done. Refused while a reduce step reads the results, and where `alone` is
+    /// asked for and another verb is at it.
+    pub(super) async fn wake_job(&self, id: &JobId, alone: bool) -> Result<Awake, Error> {
+        let _kept = self.letting_go.read().await;
         let live = match self.jobs.get(id) {
             Some(live) => live,
             None => {
+                self.check_jobs()?;
                 let job = self.ledger.job(id).await?;
                 let job =
                     job.ok_or_else(|| Error::new(Code::JobNotFound, format!("there is no job {id}")))?;
@@ -242,16 +258,17 @@ impl Broker {
         let _writing = live.writing.lock().await;
         // It may have ended, and been forgotten, while its last writer was waited for.
         let there = self.jobs.insert(id.clone(), live.clone());
-        if !Arc::ptr_eq(&there, &live) {
+        if !Arc::ptr_eq(&there, &live) || (alone && live.is_awake()) {
             return Err(Error::new(Code::BrokerBusy, format!("job {id} is being taken up by another call"))
                 .hint("try again"));
         }
         let mut row = live.job();
         if !live::is_over(&row) {
-            return match row.cancelled {
-                true => Err(Error::new(Code::JobUnfinished, format!("job {id} is being cancelled"))
-                    .hint(format!("coderingctl watch {id}, then try again"))),
-                false => Ok(live.keep_awake()),
+            return match () {
+                () if row.cancelled => Err(still(id, "is being cancelled")),
+                // It would end on an answer from results that are not there any more.
+                () if live.is_being_reduced() => Err(still(id, "is being reduced")),
+                () => Ok(live.keep_awake()),
             };
         }
         (row.cancelled, row.paused, row.finished_at, row.reduced_run) = (false, false, 0, 0);
@@ -285,62 +302,6 @@ impl Broker {
         Ok(self.jobs.insert(job.id.clone(), LiveJob::new(job, reduced)))
     }
 
-    /// Runs the reduce step over the recorded results, again where it ran before.
-    pub async fn reduce_job(&self, id: &JobId, reduce: Option<Reduce>) -> Result<Job, Error> {
-        if let Some(reduce) = &reduce {
-            reduce.validate()?;
-            self.check_limits(&reduce.limits, "reduce.limits")?;
-        }
-        let job = self.known_job(id).await?;
-        if job.reduce.is_none() && reduce.is_none() {
-            return Err(Error::new(Code::JobNoReduce, format!("job {id} has no reduce step"))
-                .hint(format!("coderingctl reduce {id} -- COMMAND")));
-        }
-        if job.counts.done() < job.counts.total || job.state == JobState::Reducing {
-            return Err(Error::new(Code::JobUnfinished, format!("job {id} still runs"))
-                .hint(format!("coderingctl watch {id}")));
-        }
-        let awake = self.wake_job(id).await?;
-        if let Some(reduce) = reduce {
-            self.rewrite(&awake, |job| job.reduce = Some(reduce.clone())).await?;
-            fault::reached(Point::ReduceChosen);
-        }
-        self.make_reduce(&awake, true).await?;
-        Ok(awake.job())
-    }
-
-    /// Adds the next reduce step, where it is due or a user asked. The row counts it first: a crash in between leaves a
-    /// step that is due.
-    async fn make_reduce(&self, live: &LiveJob, asked: bool) -> Result<(), Error> {
-        let _writing = live.writing.lock().await;
-        let due = !live.is_awake() && reduce_is_due(&live.with(|job| job.counts), live.flags());
-        if !asked && !due {
-            return Ok(());
-        }
-        let mut row = live.job();
-        row.reduce_runs += 1;
-        row.reduced_run = row.reduce_runs;
-        let task = Task {
-            key: TaskKey { job: row.id.clone(), task: TaskId::reduce(row.reduce_runs) },
-            project: row.spec.project.clone(),
-            // After every task, and unlike theirs.
-            seq: u64::from(u32::MAX) * 4 + u64::from(row.reduce_runs),
-            reduce: true,
-            spec: TaskSpec::new(TaskId::reduce(row.reduce_runs)),
-            commit: String::new(),
-            progress: Progress::new(now()),
-        };
-        self.ledger.update_job(row.clone()).await?;
-        fault::reached(Point::ReduceCounted);
-        self.ledger.insert_task(task.clone()).await?;
-        fault::reached(Point::ReduceMade);
-        self.projects.queued(&task.project, 1);
-        live.update(|job| (job.reduce_runs, job.reduced_run) = (row.reduce_runs, row.reduced_run));
-        live.set_reduced(Some(None));
-        self.outbox.ring(&task.project);
-        Ok(())
-    }
-
     /// What follows when a task is done: the reduce step, or the end. Safe to call at any time, and called again by
     /// the reconciler, so that no last step is missed.
     pub(super) async fn settle_job(&self, live: &LiveJob) {
@@ -364,7 +325,12 @@ impl Broker {
     async fn finish_job(&self, live: &LiveJob) -> Result<(), Error> {
         let _writing = live.writing.lock().await;
         let mut row = live.job();
-        if row.finished_at != 0 || !row.state.is_final() || live.is_awake() {
+        if !row.state.is_final() || live.is_awake() {
+            return Ok(());
+        }
+        if row.finished_at != 0 {
+            // A verb took it into memory, and could not take it up.
+            self.jobs.remove(&row.id);
             return Ok(());
         }
         row.finished_at = now();
@@ -402,50 +368,8 @@ impl Broker {
         Ok(self.ledger.results(id, outcomes, after_seq, limit).await?)
     }
 
-    /// The answer's name and bytes.
-    pub async fn answer(&self, id: &JobId) -> Result<(String, Vec<u8>), Error> {
-        let job = self.known_job(id).await?;
-        let none = |why: &str| Error::new(Code::JobNoAnswer, format!("job {id} has no answer: {why}"));
-        let Some(reduce) = &job.reduce else { return Err(none("it has no reduce step")) };
-        if job.reduced_run == 0 {
-            return Err(none("its reduce step has not run")
-                .hint(format!("coderingctl job show {id}, or coderingctl reduce {id}")));
-        }
-        let key = TaskKey { job: id.clone(), task: TaskId::reduce(job.reduced_run) };
-        match self.ledger.result(&key).await? {
-            None => Err(none("its reduce step still runs").hint(format!("coderingctl watch {id}"))),
-            Some(result) if result.outcome == Outcome::Succeeded => {
-                Ok((reduce.output.clone(), result.stdout))
-            }
-            Some(result) => Err(none(&format!("its reduce step ended as {}", result.outcome))
-                .hint(format!("coderingctl task logs {key} --stream stderr"))),
-        }
-    }
-
     /// The job's image builds.
     pub async fn builds(&self, id: &JobId) -> Result<Vec<Build>, Error> {
         Ok(self.ledger.builds(id).await?)
-    }
-
-    /// Deletes finished jobs that retention lets go.
-    pub(super) async fn expire_jobs(&self) -> Result<(), Error> {
-        let before = now() - i64::try_from(self.settings().keep_for.as_millis()).unwrap_or(i64::MAX);
-        let expired = self.ledger.expired_jobs(before, self.settings().keep_jobs, 100).await?;
-        let mut touched = BTreeSet::new();
-        for id in expired {
-            if self.jobs.get(&id).is_some() {
-                continue;
-            }
-            if let Some(job) = self.ledger.job(&id).await? {
-                touched.insert(job.spec.project);
-            }
-            self.ledger.delete_job(&id).await?;
-            fault::reached(Point::JobLetGo);
-            tracing::info!(job = %id, "a finished job was let go by retention");
-        }
-        for project in touched {
-            self.recount_project(&project).await?;
-        }
-        Ok(())
     }
 }

@@ -65,6 +65,12 @@ pub struct Running {
     pub image: String,
 }
 
+impl From<Held> for Running {
+    fn from(held: Held) -> Self {
+        Self { task: held.task, phase: held.phase, container_id: held.container_id, image: held.image }
+    }
+}
+
 /// All live leases.
 #[derive(Debug, Default)]
 pub(super) struct Leases(Mutex<HashMap<LeaseToken, Held>>);
@@ -247,7 +253,7 @@ impl Broker {
         (fenced, cancelled)
     }
 
-    /// For people and for other brokers' eyes; correctness rests on the token, so it need not be waited for.
+    /// For people; correctness rests on the token, so it need not be waited for.
     fn write_renewal(&self, key: TaskKey, token: LeaseToken) {
         let broker = self.clone();
         self.tracker.spawn(async move {

@@ -1,6 +1,5 @@
 //! What the broker holds in memory of jobs that are not finished: their row, counters that are kept in
-//! step with every committed change, and who watches. Bounded by the number of unfinished jobs, never
-//! by their tasks.
+//! step with every committed change, and who watches. Bounded by `max_unfinished_jobs`, whatever their tasks.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -12,7 +11,7 @@ use std::{
 };
 
 use codering_core::{
-    JobId, Outcome,
+    JobId, Outcome, TaskId,
     job::{JobFlags, JobState, Tally, job_state},
     task::State,
 };
@@ -80,7 +79,17 @@ impl LiveJob {
 
     /// Whether a verb is not done with it. Only with `writing` held does the answer last.
     pub(super) fn is_awake(&self) -> bool {
-        self.awake.load(Ordering::SeqCst) > 0
+        self.awake_verbs() > 0
+    }
+
+    /// How many verbs are not done with it.
+    pub(super) fn awake_verbs(&self) -> usize {
+        self.awake.load(Ordering::SeqCst)
+    }
+
+    /// Whether its reduce step is made and not done.
+    pub(super) fn is_being_reduced(&self) -> bool {
+        self.lock().reduced == Some(None)
     }
 
     /// The row as it is now.
@@ -104,13 +113,14 @@ impl LiveJob {
     }
 
     /// A task of it moved, durably.
-    pub fn moved(&self, from: &State, to: &State, reduce: bool, retried: bool) {
+    pub fn moved(&self, task: &ledger::Task, from: &State, to: &State, retried: bool) {
         let mut inner = self.lock();
-        if reduce {
-            inner.reduced = Some(match to {
-                State::Done(outcome) => Some(*outcome),
-                _ => None,
-            });
+        if task.reduce {
+            // An older step decides nothing any more.
+            let counts = task.key.task == TaskId::reduce(inner.job.reduced_run);
+            if let (true, State::Done(outcome)) = (counts, to) {
+                inner.reduced = Some(Some(*outcome));
+            }
         } else {
             inner.tally.moved(from, to);
             if retried {
@@ -281,6 +291,11 @@ impl LiveJobs {
     /// Forgets one.
     pub fn remove(&self, id: &JobId) {
         self.lock().remove(id);
+    }
+
+    /// How many they are.
+    pub fn len(&self) -> usize {
+        self.lock().len()
     }
 
     /// All of them.

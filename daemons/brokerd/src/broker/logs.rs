@@ -138,17 +138,19 @@ impl LiveLogs {
         read.await.unwrap_or_default()
     }
 
-    /// The attempt is over.
+    /// The attempt is over. Its files go whether they are known here or not: output that was on its way when it ended
+    /// may have made them since, and whoever wrote it ends it again.
     pub(super) fn end(&self, token: &LeaseToken) {
-        if let Some(written) = self.lock().remove(token) {
-            written.grown.send_modify(|n| *n = n.wrapping_add(1));
-            for stream in [Stream::Stdout, Stream::Stderr] {
-                if let Err(error) = std::fs::remove_file(self.path(token, stream))
-                    && error.kind() != ErrorKind::NotFound
-                {
-                    tracing::warn!(%error, "live output could not be removed");
-                }
+        let known = self.lock().remove(token);
+        for stream in [Stream::Stdout, Stream::Stderr] {
+            if let Err(error) = std::fs::remove_file(self.path(token, stream))
+                && error.kind() != ErrorKind::NotFound
+            {
+                tracing::warn!(%error, "live output could not be removed");
             }
+        }
+        if let Some(written) = known {
+            written.grown.send_modify(|n| *n = n.wrapping_add(1));
         }
     }
 
@@ -193,7 +195,7 @@ impl Broker {
         Ok(LogPiece { offset, data, attempt, done: false, truncated: false })
     }
 
-    /// A lease that ended just before its output was looked at left an entry that nobody would remove.
+    /// A lease that ended just before its output was looked at, or written, left what nobody would remove.
     fn end_log_of_the_past(&self, token: &LeaseToken, held: &Held) {
         if held.task.progress.lease().is_none_or(|l| self.leases.get(token, &l.worker).is_none()) {
             self.logs.end(token);
@@ -234,5 +236,38 @@ impl Broker {
         };
         // The bound also covers what is not waited for: a task that is not leased yet.
         let _ = tokio::time::timeout(Duration::from_secs(1), wait).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use codering_core::Outcome;
+
+    use super::{super::tests::rig::*, *};
+
+    #[tokio::test]
+    async fn output_that_is_written_while_its_attempt_ends_leaves_no_file() {
+        let rig = Rig::new().await;
+        let mut worker = rig.worker("w1", 1).await;
+        rig.submit(spec(), tasks(1)).await;
+        let held = worker.assignment().await;
+        let (broker, name, token) = (rig.broker.clone(), worker.session.name().clone(), token(&held));
+        // The piece is at its file and not in it yet.
+        let written = rig.broker.logs.written(&token);
+        let lengths = written.lengths.lock().await;
+        let late = {
+            let token = token.clone();
+            async move { broker.append_log(&name, &token, Stream::Stdout, 0, b"late").await }
+        };
+        let late = tokio::spawn(late);
+        until("the piece waits", async || (Arc::strong_count(&written) > 2).then_some(())).await;
+        assert!(worker.report(&held, Outcome::Succeeded, "late").await);
+        drop(lengths);
+        late.await.unwrap().unwrap();
+        let left: Vec<_> = std::fs::read_dir(&rig.broker.logs.dir).unwrap().collect();
+        assert!(left.is_empty(), "{left:?}");
+        assert!(rig.broker.logs.lock().is_empty());
     }
 }

@@ -6,6 +6,7 @@
 //! compare-and-set; `reconcile` repairs at start and on a timer whatever a crash left between two steps.
 //! REST and gRPC call the same verbs and hold no state of their own.
 
+mod adopt;
 mod change;
 mod dispatch;
 mod fleet;
@@ -18,8 +19,10 @@ mod outbox;
 mod projects;
 mod queues;
 mod reconcile;
+mod reduce;
 mod refill;
 mod reports;
+mod retention;
 mod room;
 pub mod scheduler;
 mod settings;
@@ -29,17 +32,22 @@ mod tasks;
 mod waiting;
 mod workers;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool};
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicBool, AtomicUsize},
+};
 
-use codering_core::{Code, Error, JobId, LeaseToken, time::Millis};
+use codering_core::{Code, Error, JobId, LeaseToken};
 use codering_kit::live::Live;
 use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+pub use codering_kit::clock::now;
 pub use fleet::{Session, Speaker, ToWorker};
 pub use leases::Running;
 pub use live::{JobEvent, shown_state};
 pub use logs::{LogPiece, Stream};
+pub(crate) use outbox::LEAST_MESSAGE_BOUND;
 pub use projects::ProjectView;
 pub use queues::QueueView;
 pub use settings::Settings;
@@ -73,11 +81,15 @@ pub struct Parts {
     waiting: waiting::Waiting,
     /// Held while a raw message is adopted, so that one open job serves all.
     adopting: tokio::sync::Mutex<()>,
+    /// Held while a finished job is let go, and shared by verbs that take one up again.
+    letting_go: tokio::sync::RwLock<()>,
     /// Held while a worker's row is read and written, so that none of its writers undoes another.
     worker_rows: tokio::sync::Mutex<()>,
     /// Held while a project is made, changed or removed.
     tenants: tokio::sync::Mutex<()>,
-    /// Submits that failed and could not be removed yet.
+    /// Submits under way, which will be jobs in memory.
+    submitting: AtomicUsize,
+    /// Jobs that could not be removed yet.
     abandoned: room::Abandoned,
     /// Whether the last lease could not be recorded, for the ledger's sake.
     ledger_failed: AtomicBool,
@@ -117,8 +129,10 @@ impl Broker {
             outbox: outbox::Outbox::default(),
             waiting: waiting::Waiting::default(),
             adopting: tokio::sync::Mutex::new(()),
+            letting_go: tokio::sync::RwLock::new(()),
             worker_rows: tokio::sync::Mutex::new(()),
             tenants: tokio::sync::Mutex::new(()),
+            submitting: AtomicUsize::new(0),
             abandoned: room::Abandoned::default(),
             ledger_failed: AtomicBool::new(false),
             dispatch: Notify::new(),
@@ -134,6 +148,7 @@ impl Broker {
         broker.spawn(broker.clone().dispatch_loop());
         broker.spawn(broker.clone().expire_leases());
         broker.spawn(broker.clone().reconcile_loop());
+        broker.spawn(broker.clone().retention_loop());
         Ok(broker)
     }
 
@@ -191,12 +206,6 @@ impl Broker {
     }
 }
 
-/// The wall clock, for records.
-pub fn now() -> Millis {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since.map_or(0, |d| Millis::try_from(d.as_millis()).unwrap_or(Millis::MAX))
-}
-
 /// What should not happen: the code says so, the log has the rest.
 pub(crate) fn internal(error: impl std::fmt::Display) -> Error {
     Error::new(Code::Internal, error.to_string())
@@ -209,3 +218,6 @@ fn new_job_id() -> JobId {
 fn new_token() -> LeaseToken {
     LeaseToken::from_bytes(rand::random())
 }
+
+#[cfg(test)]
+mod tests;

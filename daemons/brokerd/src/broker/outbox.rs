@@ -115,9 +115,17 @@ impl Outbox {
     }
 }
 
-/// Bytes of each stream of a result that is too large for its queue as a whole. Written as JSON they are six times as
-/// many at worst.
+/// Bytes of each stream of a result that is too large for its queue as a whole. Written as JSON they are
+/// [`MOST_IN_JSON`] times as many at worst.
 const CUT_BYTES: usize = 1 << 20;
+/// What a byte becomes at worst: `\u0001`.
+const MOST_IN_JSON: usize = 6;
+/// A task, or a result that was cut, with a mebibyte for what else they say: a queue that takes no message of so many
+/// bytes would hold up all that is behind it.
+pub(crate) const LEAST_MESSAGE_BOUND: usize = {
+    let cut = 2 * CUT_BYTES * MOST_IN_JSON;
+    (if cut > MAX_MESSAGE_BYTES { cut } else { MAX_MESSAGE_BYTES }) + (1 << 20)
+};
 
 /// What of a result fits into a message; the whole of it stays in the ledger.
 fn cut(result: &TaskResult) -> TaskResult {

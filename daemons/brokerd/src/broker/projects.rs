@@ -2,7 +2,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use codering_core::{
@@ -34,9 +37,45 @@ struct Entry {
     view: ProjectView,
     /// Where the view's counters of tasks come from.
     tally: Tally,
+    /// Tasks that were let in and are not recorded yet.
+    reserved: u64,
+}
+
+/// Room for tasks that were let in, until it is dropped: once they are counted, or will not be.
+#[derive(Debug)]
+pub(super) struct Reserved<'a> {
+    projects: &'a Projects,
+    project: &'a ProjectName,
+    /// Changed with the projects locked.
+    left: AtomicU64,
+}
+
+impl Reserved<'_> {
+    /// So many of them are counted by now.
+    pub(super) fn counted(&self, tasks: u64) {
+        let mut projects = self.projects.lock();
+        let left = self.left.load(Ordering::Relaxed);
+        let tasks = tasks.min(left);
+        self.left.store(left - tasks, Ordering::Relaxed);
+        if let Some(entry) = projects.get_mut(self.project) {
+            entry.reserved = entry.reserved.saturating_sub(tasks);
+        }
+    }
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        self.counted(u64::MAX);
+    }
 }
 
 impl Entry {
+    /// Tasks that count against its quota.
+    fn held(&self) -> u64 {
+        let usage = &self.view.usage;
+        usage.queued_tasks + usage.running_tasks + self.reserved
+    }
+
     fn tell(&mut self) {
         let counts = self.tally.counts();
         (self.view.usage.queued_tasks, self.view.usage.running_tasks) = (counts.queued, counts.running);
@@ -55,7 +94,7 @@ impl Projects {
     pub(super) fn put(&self, view: ProjectView) {
         let (queued, running) = (view.usage.queued_tasks, view.usage.running_tasks);
         let tally = TaskCounts { queued, running, ..TaskCounts::default() }.into();
-        self.lock().insert(view.project.name.clone(), Entry { view, tally });
+        self.lock().insert(view.project.name.clone(), Entry { view, tally, reserved: 0 });
     }
 
     fn remove(&self, name: &ProjectName) {
@@ -87,42 +126,60 @@ impl Projects {
         }
     }
 
+    /// Results of it are kept no longer.
+    pub(super) fn forgot(&self, name: &ProjectName, bytes: u64) {
+        if let Some(entry) = self.lock().get_mut(name) {
+            let kept = &mut entry.view.usage.result_bytes;
+            *kept = kept.saturating_sub(bytes);
+        }
+    }
+
     /// How many tasks more it may have before it is at a quota; where there is none, as many as there can be.
     pub(super) fn room(&self, name: &ProjectName) -> u32 {
-        let Some(view) = self.get(name) else { return u32::MAX };
-        let (quota, usage) = (view.project.quota, view.usage);
+        let projects = self.lock();
+        let Some(entry) = projects.get(name) else { return u32::MAX };
+        let (quota, usage) = (entry.view.project.quota, entry.view.usage);
         if quota.result_bytes > 0 && usage.result_bytes >= quota.result_bytes {
             return 0;
         }
         if quota.queued_tasks == 0 {
             return u32::MAX;
         }
-        let room = quota.queued_tasks.saturating_sub(usage.queued_tasks + usage.running_tasks);
-        u32::try_from(room).unwrap_or(u32::MAX)
+        u32::try_from(quota.queued_tasks.saturating_sub(entry.held())).unwrap_or(u32::MAX)
     }
 
-    /// Refuses what would pass a quota.
-    pub(super) fn admit(&self, name: &ProjectName, tasks: u64) -> Result<(), Error> {
-        let view = self.get(name).ok_or_else(|| not_found(name))?;
-        let (quota, usage) = (view.project.quota, view.usage);
-        let held = usage.queued_tasks + usage.running_tasks;
-        let refuse = |what: String| {
-            Err(Error::new(Code::QuotaExceeded, what)
-                .hint(format!("wait, delete old jobs, or raise it: coderingctl project quota {name}")))
+    /// Refuses what would pass a quota. What is let in has its room until the answer is dropped, so that of many at once
+    /// no more are let in than there is room for.
+    pub(super) fn admit<'a>(&'a self, name: &'a ProjectName, tasks: u64) -> Result<Reserved<'a>, Error> {
+        let mut projects = self.lock();
+        let entry = projects.get_mut(name).ok_or_else(|| not_found(name))?;
+        let (quota, usage, held) = (entry.view.project.quota, entry.view.usage, entry.held());
+        let refuse = |what: String, wait: &str, option: &str| {
+            let raise = format!("coderingctl project quota set {name} {option}");
+            Err(Error::new(Code::QuotaExceeded, what).hint(format!("{wait}, or raise it: {raise}")))
         };
         if quota.queued_tasks > 0 && held + tasks > quota.queued_tasks {
-            return refuse(format!(
-                "project {name} may have {} unfinished tasks; it has {held} and {tasks} more were submitted",
-                quota.queued_tasks
-            ));
+            return refuse(
+                format!(
+                    "project {name} may have {} unfinished tasks; it has {held} and {tasks} more were submitted",
+                    quota.queued_tasks
+                ),
+                "wait until some are done",
+                "--queued-tasks N",
+            );
         }
         if quota.result_bytes > 0 && usage.result_bytes >= quota.result_bytes {
-            return refuse(format!(
-                "project {name} may keep {} bytes of results and keeps {}",
-                quota.result_bytes, usage.result_bytes
-            ));
+            return refuse(
+                format!(
+                    "project {name} may keep {} bytes of results and keeps {}",
+                    quota.result_bytes, usage.result_bytes
+                ),
+                "wait until retention lets old jobs go",
+                "--result-bytes SIZE",
+            );
         }
-        Ok(())
+        entry.reserved += tasks;
+        Ok(Reserved { projects: self, project: name, left: tasks.into() })
     }
 }
 
@@ -204,7 +261,7 @@ impl Broker {
     /// Removes a project with its jobs and queues.
     pub async fn delete_project(&self, name: &ProjectName, force: bool) -> Result<(), Error> {
         let _alone = self.tenants.lock().await;
-        let view = self.project(name).await?;
+        let mut view = self.project(name).await?;
         if view.usage.unfinished_jobs > 0 && !force {
             return Err(Error::new(
                 Code::ProjectBusy,
@@ -219,6 +276,7 @@ impl Broker {
         let removed = self.remove_all_of(name).await;
         if removed.is_err() {
             // What is left of it can be seen, and removed by another try.
+            view.usage = self.ledger.usage(name).await.unwrap_or(view.usage);
             self.projects.put(view);
             self.scheduler().set_quota(name, quota.running_slots);
             self.listen();
@@ -238,8 +296,7 @@ impl Broker {
                     .of_job(&job.id)
                     .iter()
                     .for_each(|(token, worker)| self.fleet.cancel(worker, token));
-                self.jobs.remove(&job.id);
-                self.ledger.delete_job(&job.id).await?;
+                self.remove_job(&job.id, name, true).await?;
                 fault::reached(Point::ProjectJobRemoved);
             }
         }

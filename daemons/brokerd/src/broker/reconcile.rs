@@ -1,15 +1,10 @@
 //! Repair: whatever a crash, a wiped queue or a missed bell left between two steps is found here, at
 //! start and on a timer, from the ledger alone.
 
-use std::time::Duration;
-
 use codering_core::{Error, ProjectName};
 use codering_kit::fault::{self, Point};
 
-use super::{Broker, leases::Held, live, lost::LossWatch, now, projects::ProjectView};
-
-/// Retention is looked after this often.
-const RETENTION_EVERY: Duration = Duration::from_secs(60);
+use super::{Broker, leases::Held, lost::LossWatch, now, projects::ProjectView};
 
 impl Broker {
     /// At start: memory is made from the ledger.
@@ -26,9 +21,7 @@ impl Broker {
             self.projects.put(ProjectView { project, usage });
             self.record_queues(&name).await?;
         }
-        for job in self.ledger.unfinished_jobs().await? {
-            self.load_job(job).await?;
-        }
+        self.load_unfinished().await?;
         // The workers may still run them: each gets a full lease to come back and say so.
         for task in self.ledger.leased().await? {
             let Some(lease) = task.progress.lease() else { continue };
@@ -36,25 +29,33 @@ impl Broker {
             self.scheduler().count_running(&task.project);
             self.leases.insert(token, Held::new(task, self.settings().lease));
         }
-        tracing::info!(jobs = self.jobs.all().len(), leases = self.leases.len(), "loaded from the ledger");
+        tracing::info!(jobs = self.jobs.len(), leases = self.leases.len(), "loaded from the ledger");
         self.listen();
+        Ok(())
+    }
+
+    /// What has not ended and is not in memory.
+    async fn load_unfinished(&self) -> Result<(), Error> {
+        for id in self.ledger.unfinished_jobs().await? {
+            if self.jobs.get(&id).is_some() {
+                continue;
+            }
+            let _kept = self.letting_go.read().await;
+            // It may have ended, and been forgotten, since it was listed.
+            if let Some(job) = self.ledger.job(&id).await?.filter(|job| job.finished_at == 0) {
+                self.load_job(job).await?;
+            }
+        }
         Ok(())
     }
 
     /// On a timer, and at once when started.
     pub(super) async fn reconcile_loop(self) {
         let mut watch = LossWatch::default();
-        let mut retention: Option<tokio::time::Instant> = None;
         loop {
             self.remove_abandoned().await;
             if let Err(error) = self.reconcile(&mut watch).await {
                 tracing::warn!(%error, "repair goes on later");
-            }
-            if retention.is_none_or(|at| at.elapsed() >= RETENTION_EVERY) {
-                retention = Some(tokio::time::Instant::now());
-                if let Err(error) = self.expire_jobs().await {
-                    tracing::warn!(%error, "old jobs are let go later");
-                }
             }
             tokio::select! {
                 () = tokio::time::sleep(self.settings().reconcile_every) => {}
@@ -64,15 +65,8 @@ impl Broker {
     }
 
     async fn reconcile(&self, watch: &mut LossWatch) -> Result<(), Error> {
-        for job in self.ledger.unfinished_jobs().await? {
-            if self.jobs.get(&job.id).is_some() {
-                continue;
-            }
-            // A commit whose answer was lost; or one that ended, and was forgotten, since its row was read.
-            if let Some(job) = self.ledger.job(&job.id).await?.filter(|job| job.finished_at == 0) {
-                self.load_job(job).await?;
-            }
-        }
+        // A commit's answer may have been lost.
+        self.load_unfinished().await?;
         for (project, due) in self.ledger.projects_with_unpublished().await? {
             self.outbox.ring_at(&project, due);
         }
@@ -99,21 +93,6 @@ impl Broker {
         Ok(())
     }
 
-    /// A reduce step that the row counts and no task stands for: a crash came between the two writes.
-    async fn remake_reduce(&self, job: &live::LiveJob) -> Result<(), Error> {
-        let _writing = job.writing.lock().await;
-        let row = job.job();
-        if row.reduced_run == 0 || job.flags().reduced.is_some() {
-            return Ok(());
-        }
-        let mut again = row.clone();
-        again.reduced_run = 0;
-        self.ledger.update_job(again).await?;
-        fault::reached(Point::ReduceUncounted);
-        job.update(|j| j.reduced_run = 0);
-        Ok(())
-    }
-
     /// Queues that the ledger knows and the backend lost.
     async fn ensure_recorded_queues(&self) -> Result<(), Error> {
         for queue in self.ledger.queues().await? {
@@ -136,16 +115,6 @@ impl Broker {
             self.unpublish(page).await?;
         }
         self.outbox.ring_at(project, now());
-        Ok(())
-    }
-
-    /// What a project holds, derived anew.
-    pub(super) async fn recount_project(&self, name: &ProjectName) -> Result<(), Error> {
-        let usage = self.ledger.usage(name).await?;
-        if let Some(mut view) = self.projects.get(name) {
-            view.usage = usage;
-            self.projects.put(view);
-        }
         Ok(())
     }
 }

@@ -20,21 +20,29 @@ impl Broker {
             Ok(false) | Err(QueueError::Unavailable(_)) => return Ok(()),
             Err(error) => return Err(error.into()),
         }
-        // What was put before, and is not marked yet, was put on the backend that is gone.
-        drop(self.outbox.marking.write().await);
         let (mut tasks, mut results) = (0, 0);
         for project in self.projects.names() {
-            tasks += self.ledger.published_count(&project).await?;
-            self.unpublish_tasks(&project).await?;
-            results += self.unpublish_results(&project).await?;
+            let of_project = self.rebuild(&project).await?;
+            tasks += of_project.0;
+            results += of_project.1;
         }
         // Last: a crash before this line does all of it again.
         self.queues.remember().await?;
         if tasks + results > 0 {
             tracing::warn!(tasks, results, "the queue backend is blank: it is filled again from the ledger");
         }
-        self.outbox.ring_results();
         Ok(())
+    }
+
+    /// Has all published anew that the ledger says is on the project's queues; says how many tasks and results that is.
+    pub async fn rebuild(&self, project: &ProjectName) -> Result<(u64, u64), Error> {
+        // What was put before, and is not marked yet, may have been put on a backend that lost it.
+        drop(self.outbox.marking.write().await);
+        let tasks = self.ledger.published_count(project).await?;
+        self.unpublish_tasks(project).await?;
+        let results = self.unpublish_results(project).await?;
+        self.outbox.ring_results();
+        Ok((tasks, results))
     }
 
     async fn unpublish_results(&self, project: &ProjectName) -> Result<u64, Error> {

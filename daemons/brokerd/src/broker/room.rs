@@ -3,33 +3,38 @@
 //! long as anything can be. Each of them goes on by itself.
 
 use std::{
-    sync::{Mutex, PoisonError, atomic::Ordering::Relaxed},
+    collections::HashMap,
+    sync::{Mutex, MutexGuard, PoisonError, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
-use codering_core::{Code, Error, JobId};
+use codering_core::{Code, Error, JobId, ProjectName};
 
 use super::Broker;
 
 /// Between two looks for room.
 const AGAIN: Duration = Duration::from_secs(1);
-/// Submits that are remembered until they can be removed; the next start removes more.
+/// Jobs that are remembered until they can be removed; the next start removes more.
 const MAX_ABANDONED: usize = 10_000;
 
-/// Submits that ended in an error, and whose rows could not be removed for the same reason.
+/// What is left of failed submits and of jobs that were let go, and could not be removed yet.
 #[derive(Debug, Default)]
-pub(super) struct Abandoned(Mutex<Vec<JobId>>);
+pub(super) struct Abandoned(Mutex<HashMap<JobId, ProjectName>>);
 
 impl Abandoned {
-    pub(super) fn push(&self, id: JobId) {
-        let mut ids = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if ids.len() < MAX_ABANDONED {
-            ids.push(id);
+    fn lock(&self) -> MutexGuard<'_, HashMap<JobId, ProjectName>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn push(&self, id: JobId, project: ProjectName) {
+        let mut jobs = self.lock();
+        if jobs.len() < MAX_ABANDONED {
+            jobs.insert(id, project);
         }
     }
 
-    fn take(&self) -> Vec<JobId> {
-        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    fn take(&self) -> HashMap<JobId, ProjectName> {
+        std::mem::take(&mut *self.lock())
     }
 }
 
@@ -96,14 +101,54 @@ impl Broker {
         }
     }
 
-    /// Removes what failed submits left, once that can be written.
-    pub(super) async fn remove_abandoned(&self) {
-        for id in self.abandoned.take() {
-            // fault: the next start removes it.
-            if let Err(error) = self.ledger.delete_job(&id).await {
-                tracing::debug!(job = %id, %error, "a failed submit is removed later");
-                self.abandoned.push(id);
+    /// Removes a job, committed or not: first out of sight and out of memory, so that no verb finds it, then the rest, in steps
+    /// that hold nobody up. `Ok(false)`: it was asked for only where no verb has it in memory, and one has.
+    pub(super) async fn remove_job(
+        &self,
+        id: &JobId,
+        project: &ProjectName,
+        in_memory: bool,
+    ) -> Result<bool, Error> {
+        let mut more = {
+            let _letting_go = self.letting_go.write().await;
+            if !in_memory && self.jobs.get(id).is_some() {
+                return Ok(false);
             }
+            self.jobs.remove(id);
+            self.remove_some(id, project).await?
+        };
+        while more {
+            more = match self.remove_some(id, project).await {
+                Ok(more) => more,
+                Err(error) => {
+                    // Nothing else sees it any more.
+                    self.abandoned.push(id.clone(), project.clone());
+                    return Err(error);
+                }
+            };
+        }
+        Ok(true)
+    }
+
+    async fn remove_some(&self, id: &JobId, project: &ProjectName) -> Result<bool, Error> {
+        // fault: its callers name the whole; after a part of it the next start removes the rest.
+        let step = self.ledger.delete_some(id).await?;
+        self.projects.forgot(project, step.result_bytes);
+        Ok(step.more)
+    }
+
+    /// Removes what nobody is to see any more; later, where that cannot be written now.
+    pub(super) async fn remove_or_remember(&self, id: JobId, project: ProjectName) {
+        if let Err(error) = self.remove_job(&id, &project, true).await {
+            tracing::debug!(job = %id, %error, "what is left of a job is removed later");
+            self.abandoned.push(id, project);
+        }
+    }
+
+    /// Removes what could not be removed before.
+    pub(super) async fn remove_abandoned(&self) {
+        for (id, project) in self.abandoned.take() {
+            self.remove_or_remember(id, project).await;
         }
     }
 }

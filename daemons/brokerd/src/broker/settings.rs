@@ -16,6 +16,8 @@ pub struct Settings {
     pub max_limits: Limits,
     /// No job may have more.
     pub max_tasks_per_job: u64,
+    /// No more jobs are taken while as many are unfinished: they are in memory.
+    pub max_unfinished_jobs: usize,
     /// Finished jobs older than this go.
     pub keep_for: Duration,
     /// Of the finished jobs, the newest this many stay.
@@ -47,6 +49,7 @@ impl Settings {
             default_limits: Limits::default(),
             max_limits: most,
             max_tasks_per_job: 1_000_000,
+            max_unfinished_jobs: 20_000,
             keep_for: Duration::from_secs(30 * 24 * 3600),
             keep_jobs: 10_000,
             reserve: Reserve::new(&live_dir, 0),

@@ -1,8 +1,10 @@
 //! A submit: all of it is checked, all of it is recorded, and only then is it answered.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, sync::atomic::Ordering};
 
-use codering_core::{Code, Error, JobSpec, LimitsPatch, TaskKey, TaskSpec, job::TaskCounts, task::Progress};
+use codering_core::{
+    Code, Command, Error, JobSpec, LimitsPatch, TaskKey, TaskSpec, job::TaskCounts, task::Progress,
+};
 use codering_kit::fault::{self, Point};
 
 use super::{Broker, live::LiveJob, new_job_id, now};
@@ -19,8 +21,38 @@ pub struct NewJob {
     pub submitted_by: String,
 }
 
-/// Tasks recorded in one write.
+/// Tasks recorded in one write, at most.
 const CHUNK: usize = 1000;
+/// What they weigh when they are recorded although they are fewer: each may have a mebibyte of standard input.
+const CHUNK_BYTES: usize = 4 << 20;
+
+/// What of a task may be large.
+fn weight(spec: &TaskSpec) -> usize {
+    let command = match &spec.command {
+        Some(Command::Shell(line)) => line.len(),
+        Some(Command::Argv(words)) => words.iter().map(String::len).sum(),
+        None => 0,
+    };
+    let env = spec.env.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
+    spec.stdin.len() + spec.arg.as_ref().map_or(0, String::len) + command + env
+}
+
+/// The place of a job that is on its way into memory.
+struct Place(Broker);
+
+impl Place {
+    fn take(broker: &Broker) -> Result<Self, Error> {
+        broker.check_jobs()?;
+        broker.submitting.fetch_add(1, Ordering::Relaxed);
+        Ok(Self(broker.clone()))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.submitting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 /// A submit under way. Dropped unfinished, nothing of it stays.
 pub struct Submission {
@@ -29,7 +61,11 @@ pub struct Submission {
     existing: Option<Job>,
     /// Recorded in the ledger, and to be removed if this is dropped.
     begun: bool,
+    /// Since then, and until it is in memory itself.
+    place: Option<Place>,
     pending: Vec<Task>,
+    /// What they weigh.
+    pending_bytes: usize,
     total: u64,
 }
 
@@ -38,7 +74,8 @@ impl Broker {
     pub async fn submit(&self, new: NewJob) -> Result<Submission, Error> {
         new.spec.validate()?;
         self.check_limits(&new.spec.limits, "limits")?;
-        self.projects.admit(&new.spec.project, 1)?;
+        // How many they are is known at the end, and looked at there.
+        drop(self.projects.admit(&new.spec.project, 1)?);
         if new.idempotency_key.as_ref().is_some_and(|key| key.is_empty() || key.len() > 200) {
             return Err(
                 Error::new(Code::InvalidInput, "an idempotency key has 1 to 200 bytes").at("idempotency_key")
@@ -51,14 +88,27 @@ impl Broker {
             job,
             existing: None,
             begun: false,
+            place: None,
             pending: Vec::new(),
+            pending_bytes: 0,
             total: 0,
         };
         if new.idempotency_key.is_none() {
             self.check_room()?;
+            self.check_jobs()?;
         }
         submission.begin(new.idempotency_key).await?;
         Ok(submission)
+    }
+
+    /// Refuses a job that there is no room for in memory.
+    pub(super) fn check_jobs(&self) -> Result<(), Error> {
+        let most = self.settings().max_unfinished_jobs;
+        if self.jobs.len() + self.submitting.load(Ordering::Relaxed) < most {
+            return Ok(());
+        }
+        Err(Error::new(Code::QuotaExceeded, format!("this broker holds {most} unfinished jobs, and no more"))
+            .hint("wait until some have ended; give one job many tasks; or raise limits.max_unfinished_jobs in brokerd.toml"))
     }
 
     /// Refuses what is over the configured maxima.
@@ -110,7 +160,9 @@ impl Submission {
                     fault::reached(Point::SubmitBegun);
                     self.begun = true;
                     // Not before: what was taken once is answered again, room or none.
-                    return self.broker.check_room();
+                    self.broker.check_room()?;
+                    self.place = Some(Place::take(&self.broker)?);
+                    return Ok(());
                 }
                 Begun::Existing(id) => {
                     self.existing = self.broker.ledger.job(&id).await?;
@@ -146,6 +198,7 @@ impl Submission {
                 return Err(Error::new(Code::JobTooManyTasks, format!("a job has at most {most} tasks"))
                     .hint("split it into several jobs"));
             }
+            self.pending_bytes += weight(&spec);
             self.pending.push(Task {
                 key: TaskKey { job: self.job.id.clone(), task: spec.id.clone() },
                 project: self.job.spec.project.clone(),
@@ -156,7 +209,7 @@ impl Submission {
                 progress: Progress::new(self.job.created_at),
             });
             self.total += 1;
-            if self.pending.len() == CHUNK {
+            if self.pending.len() == CHUNK || self.pending_bytes >= CHUNK_BYTES {
                 self.flush().await?;
             }
         }
@@ -166,6 +219,7 @@ impl Submission {
     async fn flush(&mut self) -> Result<(), Error> {
         self.broker.check_room()?;
         let tasks = std::mem::take(&mut self.pending);
+        self.pending_bytes = 0;
         let mut seen = HashSet::new();
         let twice = tasks.iter().find(|task| !seen.insert(&task.key.task)).map(|task| task.key.task.clone());
         let twice = match twice {
@@ -194,13 +248,16 @@ impl Submission {
             return Err(Error::new(Code::JobEmpty, "a job has at least one task")
                 .hint("name tasks, or an array, or a command"));
         }
-        self.broker.projects.admit(&self.job.spec.project, self.total)?;
+        // What they share outlives what is taken out of this.
+        let (broker, project) = (self.broker.clone(), self.job.spec.project.clone());
+        let _room = broker.projects.admit(&project, self.total)?;
         self.flush().await?;
         self.job.counts = TaskCounts { total: self.total, queued: self.total, ..TaskCounts::default() };
         self.broker.ledger.update_job(self.job.clone()).await?;
         fault::reached(Point::SubmitCounted);
         // In memory before it is visible, so that no change of its tasks goes uncounted.
         let job = self.broker.jobs.insert(self.job.id.clone(), LiveJob::new(self.job.clone(), None));
+        self.place = None;
         if let Err(error) = self.broker.ledger.commit_job(&self.job.id).await {
             self.broker.jobs.remove(&self.job.id);
             return Err(error.into());
@@ -225,14 +282,33 @@ impl Submission {
 impl Drop for Submission {
     fn drop(&mut self) {
         if self.begun {
-            let (broker, id) = (self.broker.clone(), self.job.id.clone());
+            let (broker, id, project) =
+                (self.broker.clone(), self.job.id.clone(), self.job.spec.project.clone());
             self.broker.tracker.spawn(async move {
-                if let Err(error) = broker.ledger.delete_job(&id).await {
-                    tracing::debug!(job = %id, %error, "a failed submit is removed later");
-                    broker.abandoned.push(id);
-                }
+                broker.remove_or_remember(id, project).await;
                 fault::reached(Point::SubmitDropped);
             });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::{super::tests::rig::*, *};
+
+    #[tokio::test]
+    async fn a_submit_of_large_tasks_holds_some_megabytes_of_them_at_once_and_keeps_all() {
+        let rig = Rig::new().await;
+        let new = NewJob { spec: spec(), idempotency_key: None, submitted_by: "test".into() };
+        let mut submission = rig.broker.submit(new).await.unwrap();
+        for task in tasks(20) {
+            submission.add(vec![TaskSpec { stdin: vec![b'x'; 1 << 20], ..task }]).await.unwrap();
+            let held: usize = submission.pending.iter().map(|task| task.spec.stdin.len()).sum();
+            assert!(held < 2 * CHUNK_BYTES, "{held} bytes are held");
+        }
+        let (job, _) = submission.finish().await.unwrap();
+        assert_eq!(rig.ledger.counts(&job.id).await.unwrap().total, 20);
     }
 }

@@ -109,7 +109,12 @@ impl Giving {
         let taken = self.broker.queues.take(&self.queue, self.batch.min(self.left)).await;
         let taken = self.or_end(taken.map_err(|e| with_cure(e, &self.queue))).await?;
         let bytes = taken.iter().map(|delivery| delivery.body.len()).sum::<usize>();
-        self.batch = if bytes > BATCH_BYTES { 1 } else { (self.batch * 2).min(BATCH) };
+        self.batch = match () {
+            () if bytes > BATCH_BYTES => 1,
+            // Nobody knows yet how large they are.
+            () if taken.is_empty() => self.batch,
+            () => (self.batch * 2).min(BATCH),
+        };
         self.waiting = taken.into();
         Ok(())
     }
@@ -133,5 +138,35 @@ impl Giving {
                 Err(Over)
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::{super::tests::rig::*, *};
+    use crate::queue::Message;
+
+    #[tokio::test]
+    async fn a_reader_of_an_empty_queue_asks_for_one_message_at_first_however_long_it_waited() {
+        let rig = Rig::new().await;
+        let queue: QueueName = "pi.own".parse().unwrap();
+        rig.queues.create(&queue).await.unwrap();
+        let (to, _from) = mpsc::channel(1);
+        let (broker, queue) = (rig.broker.clone(), queue);
+        let (waiting, given) = (VecDeque::new(), Vec::new());
+        let mut giving = Giving { broker, queue, left: 1000, to, batch: 1, waiting, given };
+        let mut batches = Vec::new();
+        for there in [0, 0, 0, 10, 9] {
+            if there == 10 {
+                for n in 0..there {
+                    rig.queues.put(&giving.queue, Message::new(n.to_string())).await.unwrap();
+                }
+            }
+            assert!(giving.take().await.is_ok());
+            batches.push(giving.waiting.len());
+        }
+        assert_eq!(batches, [0, 0, 0, 1, 2]);
     }
 }

@@ -46,17 +46,8 @@ impl Broker {
     }
 
     fn worker_view(&self, row: ledger::Worker) -> WorkerView {
-        let mut running: Vec<Running> = self
-            .leases
-            .of_worker(&row.name)
-            .into_iter()
-            .map(|(_, held)| Running {
-                task: held.task,
-                phase: held.phase,
-                container_id: held.container_id,
-                image: held.image,
-            })
-            .collect();
+        let held = self.leases.of_worker(&row.name).into_iter();
+        let mut running: Vec<Running> = held.map(|(_, held)| held.into()).collect();
         running.sort_by(|a, b| a.task.key.cmp(&b.task.key));
         let fleet = self.fleet.lock();
         let connected = fleet.get(&row.name);

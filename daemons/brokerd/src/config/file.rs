@@ -125,6 +125,7 @@ pub struct Limits {
     pub max_output: Option<u64>,
     pub allow_network: Option<bool>,
     pub max_tasks_per_job: Option<u64>,
+    pub max_unfinished_jobs: Option<usize>,
 }
 
 impl Limits {

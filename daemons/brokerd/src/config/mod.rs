@@ -19,7 +19,7 @@ use codering_kit::{
 };
 
 use crate::{
-    broker::Settings,
+    broker::{LEAST_MESSAGE_BOUND, Settings},
     queue::{Backend, QueueConfig},
 };
 pub use file::File;
@@ -143,6 +143,11 @@ impl Config {
         if settings.max_tasks_per_job == 0 {
             return Err(wrong("limits.max_tasks_per_job", "a job without tasks is no job"));
         }
+        settings.max_unfinished_jobs =
+            file.limits.max_unfinished_jobs.unwrap_or(settings.max_unfinished_jobs);
+        if settings.max_unfinished_jobs == 0 {
+            return Err(wrong("limits.max_unfinished_jobs", "no job could be submitted"));
+        }
         settings.default_limits = checked(file.limits.usual(), &settings.default_limits, "")?;
         settings.max_limits = checked(file.limits.most(), &settings.max_limits, "max_")?;
         within(&settings.default_limits, &settings.max_limits)?;
@@ -194,6 +199,13 @@ fn checked_queue(mut queue: QueueConfig, data_dir: &Path) -> Result<QueueConfig,
     if !named && queue.url.is_none() && queue.backend == Some(Backend::Rabbitmq) {
         return Err(wrong("queue.backend", "RabbitMQ has an address")
             .hint(format!("set queue.url_file, or give the service the credential {QUEUE_CREDENTIAL}")));
+    }
+    if queue.max_message_bytes < LEAST_MESSAGE_BOUND as u64 {
+        return Err(wrong(
+            "queue.max_message_bytes",
+            format!("must be at least {}M", LEAST_MESSAGE_BOUND >> 20),
+        )
+        .hint("a task or a result may need as much, and would hold up all that is behind it"));
     }
     queue.data_dir.get_or_insert_with(|| data_dir.to_owned());
     Ok(queue)

@@ -47,6 +47,7 @@ fn what_cannot_be_is_refused_by_its_key() {
         ("limits.memory = '1k'", "limits.memory"),
         ("limits.max_cpus = 0", "limits.max_cpus"),
         ("limits.max_tasks_per_job = 0", "limits.max_tasks_per_job"),
+        ("limits.max_unfinished_jobs = 0", "limits.max_unfinished_jobs"),
         ("limits.max_timeout = '1m'", "limits.max_timeout"),
         ("shutdown.deadline = '1d'", "shutdown.deadline"),
         ("tls.cert_file = '/x'", "tls.cert_file"),
@@ -56,6 +57,7 @@ fn what_cannot_be_is_refused_by_its_key() {
         ("retention.keep_for = 1", "retention.keep_for"),
         ("queue.backend = 'rabbitmq'", "queue.backend"),
         ("queue = { url = 'amqp://h', url_file = '/x' }", "queue.url"),
+        ("queue = { max_message_bytes = '12M' }", "`queue.max_message_bytes`: must be at least 13M"),
     ] {
         let error = refused(text);
         assert!(error.starts_with(&format!("{key}: `{key}`: ")) || error.contains(key), "{text}: {error}");

@@ -87,6 +87,15 @@ pub enum Begun {
     Busy,
 }
 
+/// What a step of a job's removal did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Deleted {
+    /// There is something left of the job.
+    pub more: bool,
+    /// Bytes of results that went.
+    pub result_bytes: u64,
+}
+
 /// What became of a compare-and-set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Swapped {
@@ -124,8 +133,20 @@ pub trait Ledger: Send + Sync + 'static {
     /// Makes the job and all its tasks visible at once.
     async fn commit_job(&self, job: &JobId) -> Result<()>;
 
-    /// Removes a job with all that belongs to it, committed or not; in steps, so that it holds nobody up.
-    async fn delete_job(&self, job: &JobId) -> Result<()>;
+    /// Removes some of a job, committed or not: as much as holds nobody up. No read sees the job from the first step on.
+    async fn delete_some(&self, job: &JobId) -> Result<Deleted>;
+
+    /// All of it, in such steps. Says how many bytes of results went with it.
+    async fn delete_job(&self, job: &JobId) -> Result<u64> {
+        let mut bytes = 0;
+        loop {
+            let step = self.delete_some(job).await?;
+            bytes += step.result_bytes;
+            if !step.more {
+                return Ok(bytes);
+            }
+        }
+    }
 
     /// Removes jobs that were begun and never committed, as a crash leaves them.
     async fn delete_uncommitted(&self) -> Result<u64>;
@@ -136,14 +157,19 @@ pub trait Ledger: Send + Sync + 'static {
     /// One committed job.
     async fn job(&self, id: &JobId) -> Result<Option<Job>>;
 
-    /// Committed jobs whose id starts so, at most `limit`.
-    async fn jobs_by_prefix(&self, prefix: &str, limit: u32) -> Result<Vec<Job>>;
+    /// Committed jobs whose id starts so, of these projects or of all, at most `limit`.
+    async fn jobs_by_prefix(
+        &self,
+        prefix: &str,
+        projects: Option<&[ProjectName]>,
+        limit: u32,
+    ) -> Result<Vec<Job>>;
 
     /// Committed jobs, newest first.
     async fn jobs(&self, filter: JobFilter, after: Option<JobId>, limit: u32) -> Result<Vec<Job>>;
 
     /// Committed jobs that have not ended (`finished_at` is 0), oldest first. All tasks of one may be done.
-    async fn unfinished_jobs(&self) -> Result<Vec<Job>>;
+    async fn unfinished_jobs(&self) -> Result<Vec<JobId>>;
 
     /// The finished jobs that retention lets go: finished before `before`, or beyond the newest `keep`.
     async fn expired_jobs(&self, before: Millis, keep: u64, limit: u32) -> Result<Vec<JobId>>;
@@ -197,6 +223,9 @@ pub trait Ledger: Send + Sync + 'static {
 
     /// The recorded result of a task.
     async fn result(&self, key: &TaskKey) -> Result<Option<TaskResult>>;
+
+    /// What it weighs; 0 where there is none.
+    async fn result_bytes(&self, key: &TaskKey) -> Result<u64>;
 
     /// Recorded results of a job in the order of its tasks, with each task's `seq`; reduce steps left out.
     /// A page ends after `limit` results or some [`PAGE_BYTES`].

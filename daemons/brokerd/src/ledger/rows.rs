@@ -161,6 +161,9 @@ pub struct Attempt {
     pub message: String,
 }
 
+/// What is kept of a build's log.
+pub const BUILD_LOG_BYTES: usize = 256 << 10;
+
 /// An image build on behalf of a job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Build {
@@ -180,7 +183,7 @@ pub struct Build {
     pub steps: u32,
     /// How many of them came from the cache.
     pub cached_steps: u32,
-    /// At most its last 256 KiB.
+    /// At most its last [`BUILD_LOG_BYTES`].
     pub log: String,
     /// There was more before.
     pub log_truncated: bool,

@@ -30,7 +30,7 @@ pub struct QueueConfig {
     /// The most bytes of messages on one queue of the embedded backend.
     #[serde(deserialize_with = "size")]
     pub max_bytes: u64,
-    /// The most bytes of one message. RabbitMQ 4 refuses more than 16 MiB by default.
+    /// The most bytes of one message, at least 13 MiB. RabbitMQ 4 refuses more than 16 MiB by default.
     #[serde(deserialize_with = "size")]
     pub max_message_bytes: u64,
 }

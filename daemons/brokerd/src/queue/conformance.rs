@@ -35,6 +35,7 @@ pub(super) async fn suite(subjects: Subjects) {
     rejected_messages_wait_among_the_dead_until_requeued(&*queues).await;
     a_purge_removes_what_waits_and_counts_it(&*queues).await;
     large_and_empty_messages_come_whole(&*queues).await;
+    a_take_that_ends_early_leaves_none_behind(&*queues).await;
     the_bell_rings_when_another_puts(&*queues, &*foreign).await;
     ten_thousand_messages_come_through_once_each(&queues).await;
     a_full_queue_refuses_and_the_done_queue_drops_its_oldest(&*small).await;
@@ -245,6 +246,33 @@ async fn large_and_empty_messages_come_whole(queues: &dyn Queues) {
     }
     let error = queues.put(&queue, Message::new(vec![0; (16 << 20) + 1])).await.expect_err("too large");
     assert!(matches!(error, QueueError::TooLarge { limit: 16_777_216, .. }), "{error:?}");
+    queues.delete(&queue).await.expect("delete");
+}
+
+/// Fewer may come than were asked for, where they are large: then the bell says that there are more.
+async fn a_take_that_ends_early_leaves_none_behind(queues: &dyn Queues) {
+    const COUNT: usize = 12;
+    let queue = fresh(queues, "heavy.todo").await;
+    for n in 0..COUNT {
+        queues.put(&queue, Message::new(vec![n as u8; 2 << 20])).await.expect("put");
+    }
+    depth_becomes(queues, &queue, COUNT as u64).await;
+    queues.listen_to(vec![queue.clone()]);
+    let (mut came, mut held) = (Vec::new(), Vec::new());
+    while came.len() < COUNT {
+        let mut bell = queues.bell();
+        let some = queues.take(&queue, COUNT).await.expect("take");
+        assert!(!some.is_empty(), "one comes however large it is");
+        came.extend(some.iter().map(|delivery| usize::from(delivery.body[0])));
+        held.extend(some);
+        if came.len() < COUNT {
+            let rung = tokio::time::timeout(Duration::from_secs(5), bell.rung()).await;
+            assert!(rung.expect("a ring while there are more").is_some());
+        }
+    }
+    assert_eq!(came, (0..COUNT).collect::<Vec<_>>());
+    ack(held).await;
+    queues.listen_to(Vec::new());
     queues.delete(&queue).await.expect("delete");
 }
 

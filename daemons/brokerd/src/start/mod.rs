@@ -15,16 +15,15 @@ use std::{
     time::Duration,
 };
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use codering_core::{Code, Error};
 use codering_kit::{
-    config::Written,
     fault,
     health::{self, Readiness},
     inherited::Inherited,
     listen::{self, Bounds},
     notify, open_files,
-    reload::{self as hangup, Hangups},
+    reload::{self as hangup, Hangups, Told},
     shutdown::{self, Shutdown},
     telemetry, tls,
 };
@@ -70,6 +69,9 @@ enum Verb {
     ///
     /// A start does the same; this is for doing it before anything listens.
     Init,
+    /// Prints completions of these flags, as the packages install them.
+    #[command(hide = true)]
+    Completions { shell: clap_complete::Shell },
 }
 
 /// In the data directory. `coderingctl` on this machine looks for it there.
@@ -84,6 +86,15 @@ pub fn main() -> ExitCode {
         Some(Verb::Ledger(verb)) => return repair::main(verb, options.config.as_deref()),
         Some(Verb::Reload) => hangup::request("codering-brokerd").map(|said| eprintln!("{said}")),
         Some(Verb::Init) => init(options.config.as_deref()),
+        Some(Verb::Completions { shell }) => {
+            clap_complete::generate(
+                *shell,
+                &mut Options::command(),
+                "codering-brokerd",
+                &mut std::io::stdout(),
+            );
+            Ok(())
+        }
         None => start(&options),
     };
     match done {
@@ -104,7 +115,7 @@ fn start(options: &Options) -> Result<(), Error> {
     if fault::BUILT_IN {
         tracing::warn!("{}", fault::SAYS);
     }
-    let told = Told { file: options.config.clone(), written, filter };
+    let told = Told { file: options.config.clone(), filter, in_force: written };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -158,13 +169,6 @@ fn check_files(config: &Config) -> Result<(), Error> {
         codering_kit::config::secret_file("queue.url_file", url)?;
     }
     Ok(())
-}
-
-/// Where the configuration came from, and what was written there.
-struct Told {
-    file: Option<PathBuf>,
-    written: Written,
-    filter: telemetry::Filter,
 }
 
 async fn run(config: Config, told: Told, mut sockets: Inherited) -> Result<(), Error> {

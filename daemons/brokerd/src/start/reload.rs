@@ -3,9 +3,14 @@
 use std::path::PathBuf;
 
 use codering_core::Error;
-use codering_kit::{config::Written, live::Live, reload::Effect, shutdown::Shutdown, telemetry};
+use codering_kit::{
+    live::Live,
+    reload::{Effect, Told},
+    shutdown::Shutdown,
+    telemetry,
+};
 
-use super::{Told, check_files};
+use super::check_files;
 use crate::{
     auth::Auth,
     broker::Broker,
@@ -17,10 +22,7 @@ pub(super) struct Reloading {
     config: Live<Config>,
     /// Where the ledger and the CA were opened, whatever a new configuration says.
     data_dir: PathBuf,
-    /// What is in force: a key that waits for a restart is told again each time.
-    in_force: Written,
-    file: Option<PathBuf>,
-    filter: telemetry::Filter,
+    told: Told,
     pki: Pki,
     broker: Broker,
     auth: Auth,
@@ -35,19 +37,8 @@ impl Reloading {
         (broker, auth): (Broker, Auth),
         shutdown: Shutdown,
     ) -> Self {
-        let Told { file, written, filter } = told;
         let data_dir = config.data_dir.clone();
-        Self {
-            config: Live::new(config),
-            data_dir,
-            in_force: written,
-            file,
-            filter,
-            pki,
-            broker,
-            auth,
-            shutdown,
-        }
+        Self { config: Live::new(config), data_dir, told, pki, broker, auth, shutdown }
     }
 
     /// The one in force.
@@ -65,7 +56,7 @@ impl Reloading {
     }
 
     fn once(&mut self) -> Result<Effect, Error> {
-        let (new, written) = Config::load_written(self.file.as_deref())?;
+        let (new, written) = Config::load_written(self.told.file.as_deref())?;
         check_files(&new).map_err(|error| written.placed(error))?;
         let filter = telemetry::filter(&new.log)?;
         let shown = self.pki.read(&new, &self.data_dir).map_err(|error| written.placed(error))?;
@@ -73,11 +64,9 @@ impl Reloading {
         self.pki.show(shown);
         self.broker.reconfigure(new.settings.clone());
         self.auth.set_certificate_life(new.certificate_life);
-        self.filter.set(filter);
+        self.told.filter.set(filter);
         self.shutdown.set_drain(new.drain);
-        let effect = Effect::of(written.changed_since(&self.in_force), AT_RESTART);
-        self.in_force.take_from(written, &effect.now);
         self.config.set(new);
-        Ok(effect)
+        Ok(self.told.took(written, AT_RESTART))
     }
 }

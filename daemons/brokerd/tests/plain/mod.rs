@@ -166,10 +166,12 @@ impl PlainLedger {
         rows
     }
 
-    async fn delete(&self, id: &JobId) {
-        let Some(row) = self.jobs.get(id) else { return };
+    async fn delete(&self, id: &JobId) -> u64 {
+        let Some(row) = self.jobs.get(id) else { return 0 };
         self.jobs.change(id, |row| row.committed = false);
+        let mut bytes = 0;
         for row in self.tasks.scan(|key, _| key.job == *id).await {
+            bytes += row.result.as_ref().map_or(0, TaskResult::bytes);
             self.tasks.remove(&row.task.key);
         }
         let builds: Vec<_> = self.builds.lock().keys().filter(|(job, ..)| job == id).cloned().collect();
@@ -179,6 +181,7 @@ impl PlainLedger {
         }
         self.jobs.remove(id);
         self.wrote();
+        bytes
     }
 
     /// What goes into the task's own row with a change of it.
@@ -296,9 +299,8 @@ impl Ledger for PlainLedger {
         }
     }
 
-    async fn delete_job(&self, job: &JobId) -> Result<()> {
-        self.delete(job).await;
-        Ok(())
+    async fn delete_some(&self, job: &JobId) -> Result<Deleted> {
+        Ok(Deleted { more: false, result_bytes: self.delete(job).await })
     }
 
     async fn delete_uncommitted(&self) -> Result<u64> {
@@ -319,8 +321,16 @@ impl Ledger for PlainLedger {
         Ok(self.visible(id))
     }
 
-    async fn jobs_by_prefix(&self, prefix: &str, limit: u32) -> Result<Vec<Job>> {
-        let mut found = self.all_jobs(|job| job.id.as_str().starts_with(prefix)).await;
+    async fn jobs_by_prefix(
+        &self,
+        prefix: &str,
+        projects: Option<&[ProjectName]>,
+        limit: u32,
+    ) -> Result<Vec<Job>> {
+        let wanted = |job: &Job| {
+            job.id.as_str().starts_with(prefix) && projects.is_none_or(|of| of.contains(&job.spec.project))
+        };
+        let mut found = self.all_jobs(wanted).await;
         found.truncate(limit as usize);
         Ok(found)
     }
@@ -337,10 +347,10 @@ impl Ledger for PlainLedger {
         Ok(found)
     }
 
-    async fn unfinished_jobs(&self) -> Result<Vec<Job>> {
+    async fn unfinished_jobs(&self) -> Result<Vec<JobId>> {
         let mut found = self.all_jobs(|job| job.finished_at == 0).await;
         found.sort_by_key(|job| job.created_at);
-        Ok(found)
+        Ok(found.into_iter().map(|job| job.id).collect())
     }
 
     async fn expired_jobs(&self, before: Millis, keep: u64, limit: u32) -> Result<Vec<JobId>> {
@@ -451,6 +461,10 @@ impl Ledger for PlainLedger {
 
     async fn result(&self, key: &TaskKey) -> Result<Option<TaskResult>> {
         Ok(self.tasks.get(key).filter(|_| self.visible(&key.job).is_some()).and_then(|row| row.result))
+    }
+
+    async fn result_bytes(&self, key: &TaskKey) -> Result<u64> {
+        Ok(self.result(key).await?.as_ref().map_or(0, TaskResult::bytes))
     }
 
     async fn results(

@@ -114,7 +114,7 @@ impl Rig {
         }
         let labels = labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         let hello = v1::Hello { slots, labels, version: "test".into(), held_tokens: held };
-        let session = self.broker.attach(name, hello).await.expect("attached");
+        let session = self.broker.attach(name, "01", hello).await.expect("attached");
         let mut worker =
             Worker { speaker: session.speaker(), session, fenced: Vec::new(), assigned: VecDeque::new() };
         match worker.next().await {

@@ -81,7 +81,7 @@ impl Change {
         };
         match known.step(self.event.clone(), POLICY, world.wall) {
             Err(_) => Came::Refused,
-            Ok((next, effect)) if world.ledger.swap(self.key, &known, &next, Some(&self.event)) => {
+            Ok((next, effect)) if world.ledger.swap(self.key, &known, &next, &self.event) => {
                 self.stored = Some((known, next, effect));
                 Came::NotYet
             }
@@ -104,7 +104,7 @@ pub enum Op {
     Only(Change),
     Look(Delivery),
     Lease(Delivery, LeaseToken, usize, u64, Change),
-    HandBack(Delivery, Progress),
+    HandBack(Delivery, Change),
     Hold(Delivery, LeaseToken, usize, u64, Progress),
     Ack(Delivery),
     Expire(LeaseToken),
@@ -299,12 +299,10 @@ impl Op {
                 Came::Stored(row) => Some(Op::Hold(delivery, token, worker, session, row)),
                 Came::Refused => Some(Op::Ack(delivery)),
             },
-            Op::HandBack(delivery, row) => {
-                let state = State::Ready { published: false, not_before: 0 };
-                let next = Progress { state, version: row.version + 1, ..row.clone() };
-                world.ledger.swap(delivery.key, &row, &next, None);
-                Some(Op::Ack(delivery))
-            }
+            Op::HandBack(delivery, mut change) => match change.advance(world) {
+                Came::NotYet => Some(Op::HandBack(delivery, change)),
+                _ => Some(Op::Ack(delivery)),
+            },
             Op::Hold(delivery, token, worker, session, row) => {
                 let held = Held { key: delivery.key, row, worker, deadline: world.time + LEASE };
                 world.broker.leases.insert(token.clone(), held);
@@ -383,7 +381,8 @@ fn look(world: &mut World, delivery: Delivery) -> Op {
         world.broker.leases.values().filter(|held| held.worker == **worker).count()
     });
     let Some((worker, session)) = free.map(|(w, s)| (*w, s.session)).filter(|_| !world.paused) else {
-        return Op::HandBack(delivery, row);
+        let change = Change::new(delivery.key, Some(row), Event::HandBack { not_before: 0 });
+        return Op::HandBack(delivery, change);
     };
     world.tokens += 1;
     let token = LeaseToken::from_bytes(u128::from(world.tokens).to_be_bytes());

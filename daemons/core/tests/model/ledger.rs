@@ -52,9 +52,8 @@ impl Ledger {
         self.rows.get(&key).filter(|row| row.committed)
     }
 
-    /// Writes `next` if the row is still at `expected`; `None` for the event is a change that the state machine does not
-    /// decide (a message handed back).
-    pub fn swap(&mut self, key: Key, expected: &Progress, next: &Progress, event: Option<&Event>) -> bool {
+    /// Writes `next`, which is what `event` makes of it, if the row is still at `expected`.
+    pub fn swap(&mut self, key: Key, expected: &Progress, next: &Progress, event: &Event) -> bool {
         let Some(row) = self.rows.get_mut(&key).filter(|row| row.progress.version == expected.version) else {
             return false;
         };
@@ -87,16 +86,16 @@ impl Story {
         key: Key,
         before: &Progress,
         next: &Progress,
-        event: Option<&Event>,
+        event: &Event,
         tokens: &mut BTreeSet<LeaseToken>,
     ) {
         match event {
-            Some(Event::Lease(lease)) => {
+            Event::Lease(lease) => {
                 assert!(matches!(before.state, State::Ready { .. }), "invariant 3: task {key} leased twice");
                 assert!(tokens.insert(lease.token.clone()), "invariant 2: a token was used before");
                 self.leases += 1;
             }
-            Some(Event::Complete { token, outcome }) => {
+            Event::Complete { token, outcome } => {
                 assert_eq!(
                     before.lease().map(|l| &l.token),
                     Some(token),
@@ -104,7 +103,7 @@ impl Story {
                 );
                 self.ended.push((self.run, *outcome));
             }
-            Some(Event::Expire { token }) => {
+            Event::Expire { token } => {
                 assert_eq!(
                     before.lease().map(|l| &l.token),
                     Some(token),
@@ -112,14 +111,14 @@ impl Story {
                 );
                 self.ended.push((self.run, Outcome::InfrastructureError));
             }
-            Some(Event::Renew { token, .. }) => {
+            Event::Renew { token, .. } => {
                 assert_eq!(
                     before.lease().map(|l| &l.token),
                     Some(token),
                     "invariant 3: another's lease was renewed"
                 );
             }
-            Some(Event::Retry) => self.run += 1,
+            Event::Retry => self.run += 1,
             _ => {}
         }
         let of = |blame| {

@@ -25,6 +25,8 @@ use x509_parser::{certificate::X509Certificate, prelude::FromDer};
 pub use ca::{Ca, Issued, SignedWorker, WORKER_LIFE};
 pub use files::{write_private, write_public};
 
+use crate::clock::now;
+
 /// The organisational unit that a worker's certificate carries.
 pub const WORKER_ROLE: &str = "worker";
 
@@ -125,7 +127,7 @@ fn serial_hex(serial: &[u8]) -> String {
 pub fn check_validity(pem: &[u8], place: &str) -> Result<Identity, Error> {
     let first = certificates(pem).map_err(|e| e.at(place))?;
     let identity = Identity::of(&first[0]).map_err(|e| e.at(place))?;
-    let now = now_ms();
+    let now = now();
     let when = |at| codering_core::time::rfc3339(at);
     if now >= identity.not_after_ms {
         let what = format!("the certificate expired at {}", when(identity.not_after_ms));
@@ -140,10 +142,6 @@ pub fn check_validity(pem: &[u8], place: &str) -> Result<Identity, Error> {
     Ok(identity)
 }
 
-fn now_ms() -> Millis {
-    (time::OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000_000) as Millis
-}
-
 /// A certificate chain and its key, from PEM.
 fn pair(chain: &[u8], key: &[u8]) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), Error> {
     let key = PrivateKeyDer::from_pem_slice(key).map_err(|e| broken("private key", e))?;
@@ -152,10 +150,11 @@ fn pair(chain: &[u8], key: &[u8]) -> Result<(Vec<CertificateDer<'static>>, Priva
 
 fn roots(ca_pem: &[u8]) -> Result<RootCertStore, Error> {
     let mut roots = RootCertStore::empty();
-    for der in certificates(ca_pem)? {
-        roots.add(der).map_err(|e| broken("CA certificate", e))?;
+    // A system's bundle may have some that are of no use.
+    match roots.add_parsable_certificates(certificates(ca_pem)?) {
+        (0, _) => Err(broken("CA certificate", "none of them can be used")),
+        _ => Ok(roots),
     }
-    Ok(roots)
 }
 
 fn alpn() -> Vec<Vec<u8>> {

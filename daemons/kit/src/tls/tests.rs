@@ -66,12 +66,12 @@ fn a_server_certificate_is_kept_while_it_names_what_it_should_and_is_valid() {
     let wanted = names(&["localhost", "127.0.0.1", "::1"]);
     let issued = ca.issue_server(&wanted).expect("issued");
     let month = 30 * 86_400_000;
-    assert!(ca.covers(&issued.chain_pem, &wanted, now_ms() + month));
-    assert!(!ca.covers(&issued.chain_pem, &wanted, now_ms() + 28 * month), "it ends before");
-    assert!(!ca.covers(&issued.chain_pem, &names(&["localhost", "127.0.0.1", "broker.lan"]), now_ms()));
-    assert!(!ca.covers(&issued.chain_pem, &names(&["localhost"]), now_ms()), "a name was taken away");
+    assert!(ca.covers(&issued.chain_pem, &wanted, now() + month));
+    assert!(!ca.covers(&issued.chain_pem, &wanted, now() + 28 * month), "it ends before");
+    assert!(!ca.covers(&issued.chain_pem, &names(&["localhost", "127.0.0.1", "broker.lan"]), now()));
+    assert!(!ca.covers(&issued.chain_pem, &names(&["localhost"]), now()), "a name was taken away");
     let (_directory, other) = self::ca();
-    assert!(!other.covers(&issued.chain_pem, &wanted, now_ms()), "another CA's");
+    assert!(!other.covers(&issued.chain_pem, &wanted, now()), "another CA's");
     let error = ca.issue_server(&names(&["a b"])).err().expect("refused");
     assert_eq!(error.place, "public_names");
 }

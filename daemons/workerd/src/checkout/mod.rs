@@ -58,13 +58,19 @@ fn refused(code: Code, message: impl Into<String>) -> CheckoutError {
 #[derive(Debug, Clone)]
 pub struct Mirrors(Arc<Inner>);
 
+/// What changes at a reload, together.
+#[derive(Debug)]
+struct How {
+    git: Git,
+    proxy: Proxy,
+}
+
 #[derive(Debug)]
 struct Inner {
     program: PathBuf,
     dir: PathBuf,
     home: PathBuf,
-    /// Both change together, at a reload.
-    how: Live<(Git, Proxy)>,
+    how: Live<How>,
     open: Mutex<HashMap<String, Arc<Mirror>>>,
     known: Mutex<HashMap<(String, String, String), Look>>,
     fetches: AtomicU64,
@@ -91,7 +97,7 @@ impl Mirrors {
             program,
             dir,
             home,
-            how: Live::new((git, proxy)),
+            how: Live::new(How { git, proxy }),
             open: Mutex::default(),
             known: Mutex::default(),
             fetches: AtomicU64::new(0),
@@ -104,7 +110,7 @@ impl Mirrors {
     /// As for [`Mirrors::new`]; then they stay what they were.
     pub fn reconfigure(&self, git: Git, proxy: Proxy) -> Result<(), Error> {
         process::prepare_home(&self.0.home, &git)?;
-        self.0.how.set((git, proxy));
+        self.0.how.set(How { git, proxy });
         Ok(())
     }
 
@@ -181,7 +187,8 @@ impl Mirrors {
         };
         let mut command = self.command();
         command.stdout(Stdio::piped());
-        process::start(command, &request).map(Export).map_err(CheckoutError::Unreachable)
+        let child = process::start(command, &request).map_err(CheckoutError::Unreachable)?;
+        Ok(Export { child, _mirror: mirror })
     }
 
     /// Each mirror's directory, its size in bytes and when it was last used.
@@ -229,7 +236,7 @@ impl Mirrors {
 
     fn check_scheme(&self, url: &str) -> Result<(), CheckoutError> {
         let scheme = url.split_once("://").map_or("ssh", |(scheme, _)| scheme);
-        if self.0.how.get().0.schemes.iter().any(|allowed| allowed == scheme) {
+        if self.0.how.get().git.schemes.iter().any(|allowed| allowed == scheme) {
             return Ok(());
         }
         let error = Error::new(
@@ -275,9 +282,9 @@ impl Mirrors {
             mirror: mirror.path.clone(),
             url: source.git_url.clone(),
             extra: extra.map(str::to_owned),
-            ssh_key: how.0.ssh_key.clone(),
-            credentials: how.0.credentials.clone(),
-            max_bytes: how.0.max_bytes,
+            ssh_key: how.git.ssh_key.clone(),
+            credentials: how.git.credentials.clone(),
+            max_bytes: how.git.max_bytes,
         };
         let mut again = true;
         loop {
@@ -344,7 +351,7 @@ impl Mirrors {
     /// [`CheckoutError::Refused`] for a tree that is too large or no build context, [`CheckoutError::Unreachable`] for the
     /// rest.
     pub async fn exported(&self, export: Export, source: &Source) -> Result<(), CheckoutError> {
-        match process::end(export.0).await.map_err(CheckoutError::Unreachable)? {
+        match process::end(export.child).await.map_err(CheckoutError::Unreachable)? {
             None => Ok(()),
             Some((problem, message)) => {
                 if problem == Problem::Broken {
@@ -359,7 +366,7 @@ impl Mirrors {
         let mut command = self.command();
         command.stdout(Stdio::piped());
         let asked = process::ask(command, request);
-        let bound = self.0.how.get().0.timeout;
+        let bound = self.0.how.get().git.timeout;
         match tokio::time::timeout(bound, asked).await {
             Ok(answer) => answer.map_err(CheckoutError::Unreachable),
             Err(_) => Err(CheckoutError::Unreachable(Error::new(
@@ -371,17 +378,21 @@ impl Mirrors {
 
     fn command(&self) -> tokio::process::Command {
         let how = self.0.how.get();
-        process::command(&self.0.program, &self.0.home, &how.0, &how.1)
+        process::command(&self.0.program, &self.0.home, &how.git, &how.proxy)
     }
 }
 
 /// A tar being written.
-pub struct Export(tokio::process::Child);
+pub struct Export {
+    child: tokio::process::Child,
+    /// Held, so that it is not evicted under the process that reads it.
+    _mirror: Arc<Mirror>,
+}
 
 impl Export {
     /// The tar.
     pub fn output(&mut self) -> Option<tokio::process::ChildStdout> {
-        self.0.stdout.take()
+        self.child.stdout.take()
     }
 }
 

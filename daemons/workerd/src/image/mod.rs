@@ -15,6 +15,7 @@ use std::{
 use bollard::{Docker, auth::DockerCredentials, query_parameters::RemoveImageOptionsBuilder};
 use codering_core::{Code, Error, JobId, Source, time::Millis};
 use codering_kit::{
+    clock::now,
     fault::{self, Point},
     live::Live,
 };
@@ -27,7 +28,6 @@ use sha2::{Digest, Sha256};
 pub use self::{log::BuildLog, room::Disk};
 use crate::{
     checkout::{CheckoutError, Look, Mirrors},
-    clock::now,
     config::{Build, Config, Proxy},
     sandbox::{Image, docker::call, refusal},
 };
@@ -130,7 +130,11 @@ pub struct How {
 }
 
 impl How {
-    fn of(config: &Config) -> Result<Self, Error> {
+    /// As the configuration says.
+    ///
+    /// # Errors
+    /// [`Code::ConfigInvalid`] for the registry credentials.
+    pub fn of(config: &Config) -> Result<Self, Error> {
         if let Some(file) = &config.docker_credentials {
             credentials::read(file)?;
         }
@@ -194,14 +198,6 @@ impl Images {
             room: tokio::sync::Semaphore::new(MAX_BUILDS),
             builds: std::sync::atomic::AtomicU64::new(0),
         })))
-    }
-
-    /// What [`Images::reconfigure`] takes.
-    ///
-    /// # Errors
-    /// [`Code::ConfigInvalid`] for the registry credentials.
-    pub fn read(config: &Config) -> Result<How, Error> {
-        How::of(config)
     }
 
     /// From now on in this way.

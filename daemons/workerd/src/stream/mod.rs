@@ -3,6 +3,7 @@
 
 mod clock;
 mod logs;
+mod reports;
 mod session;
 
 use std::{sync::Arc, time::Duration};

@@ -15,7 +15,10 @@ use codering_proto::{
     status::from_status,
     v1::{self, FromWorker, ToWorker, from_worker::Message, to_worker},
 };
-use futures::stream::{PollNext, select_with_strategy};
+use futures::{
+    FutureExt, Stream, StreamExt,
+    stream::{PollNext, select_with_strategy},
+};
 use tokio::{
     sync::mpsc,
     task::{AbortHandle, JoinSet},
@@ -24,39 +27,30 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
-use super::{Signs, clock::Beats, logs};
+use super::{Signs, clock::Beats, logs, reports::Reports};
 use crate::{backoff::Backoff, dispatcher, held::Stop, leases, worker::Worker};
 
-/// Messages that wait to be sent; output waits apart, behind them.
+/// Heartbeats that wait to be sent. They go before all else, for leases hang on them; where so many wait, the stream is dead.
+const BEAT_ROOM: usize = 16;
+/// Progress and build logs that wait; results wait apart behind them, and output behind those.
 const ROOM: usize = 64;
 const LOG_ROOM: usize = 8;
 /// For the answer to the hello, and for room to send.
 const PATIENCE: Duration = Duration::from_secs(15);
-/// Larger results go by a call of their own.
-const MAX_ON_STREAM: usize = 256 << 10;
-/// A result that was sent is sent again after this time without an answer.
-const REPORT_AGAIN: Duration = Duration::from_secs(15);
-/// Large results reported at once.
-const LARGE_AT_ONCE: usize = 2;
-/// Results read from the spool in one go.
-const READ_AT_ONCE: usize = 16;
 
 struct Session<'w> {
     worker: &'w Arc<Worker>,
+    beat_to: mpsc::Sender<FromWorker>,
     to: mpsc::Sender<FromWorker>,
     logs: mpsc::Sender<FromWorker>,
+    reports: Reports,
     lease: Duration,
     beats: Beats,
     /// When the last word that the broker has answered was sent: whatever it gives came after that.
     answered: Instant,
     pumps: HashMap<LeaseToken, AbortHandle>,
     pumping: JoinSet<()>,
-    reported: HashMap<LeaseToken, Instant>,
-    large: JoinSet<Result<v1::ReportReceived, LeaseToken>>,
     draining: bool,
-    /// Between heartbeats, and when the last one was sent.
-    every: Duration,
-    beaten: Instant,
 }
 
 /// Runs a stream until it ends; says why it did.
@@ -80,10 +74,12 @@ async fn attached(
     shutdown: &Shutdown,
     backoff: &mut Backoff,
 ) -> Result<std::convert::Infallible, Error> {
+    let (beat_to, beats) = mpsc::channel(BEAT_ROOM);
     let (to, outbox) = mpsc::channel(ROOM);
     let (logs, logbox) = mpsc::channel(LOG_ROOM);
-    let first = |(): &mut ()| PollNext::Left;
-    let upward = select_with_strategy(ReceiverStream::new(outbox), ReceiverStream::new(logbox), first);
+    let (reports, results) = Reports::new(worker);
+    let upward = before(results, ReceiverStream::new(logbox));
+    let upward = before(ReceiverStream::new(beats), before(ReceiverStream::new(outbox), upward));
     let held_tokens = held_tokens(worker);
     let hello = v1::Hello {
         slots: worker.config.slots,
@@ -93,7 +89,7 @@ async fn attached(
     };
     let said_hello = Instant::now();
     // The channel is new: there is room.
-    let _ = to.try_send(FromWorker { message: Some(Message::Hello(hello)) });
+    let _ = beat_to.try_send(FromWorker { message: Some(Message::Hello(hello)) });
     let mut client = worker.broker.client();
     let mut downward = timeout(PATIENCE, client.attach(upward))
         .await
@@ -118,24 +114,31 @@ async fn attached(
     signs.latch = None;
     let mut session = Session {
         worker,
+        beat_to,
         to,
         logs,
+        reports,
         lease,
         beats: Beats::default(),
         answered: said_hello,
         pumps: HashMap::new(),
         pumping: JoinSet::new(),
-        reported: HashMap::new(),
-        large: JoinSet::new(),
         draining: false,
-        every,
-        beaten: said_hello,
     };
     session.settle(said_hello, &held_tokens, &welcome.fenced_tokens);
     for held in worker.attempts.all() {
-        session.send(Message::Progress(held.progress())).await?;
+        let told = FromWorker { message: Some(Message::Progress(held.progress())) };
+        session.to.send_timeout(told, PATIENCE).await.map_err(|_| takes_nothing())?;
     }
     session.serve(&mut downward, events, signs, shutdown, every).await
+}
+
+/// All that waits in `first` goes before anything of `second`.
+fn before(
+    first: impl Stream<Item = FromWorker> + Send + 'static,
+    second: impl Stream<Item = FromWorker> + Send + 'static,
+) -> impl Stream<Item = FromWorker> + Send + 'static {
+    select_with_strategy(first.boxed(), second.boxed(), |(): &mut ()| PollNext::Left)
 }
 
 fn held_tokens(worker: &Worker) -> Vec<LeaseToken> {
@@ -153,6 +156,10 @@ fn silent() -> Error {
     Error::new(Code::BrokerUnreachable, "the broker does not answer")
 }
 
+fn takes_nothing() -> Error {
+    Error::new(Code::BrokerUnreachable, "the broker takes nothing any more")
+}
+
 async fn next(downward: &mut Streaming<ToWorker>) -> Result<to_worker::Message, Error> {
     loop {
         match downward.message().await.map_err(|status| from_status(&status))? {
@@ -162,6 +169,13 @@ async fn next(downward: &mut Streaming<ToWorker>) -> Result<to_worker::Message, 
             None => return Err(Error::new(Code::BrokerUnreachable, "the broker ended the stream")),
         }
     }
+}
+
+/// Hands one event to the stream once it has room. Dropped before, it has taken none.
+async fn forward(events: &mut mpsc::Receiver<Message>, to: &mpsc::Sender<FromWorker>) -> Option<()> {
+    let place = to.reserve().await.ok()?;
+    place.send(FromWorker { message: Some(events.recv().await?) });
+    Some(())
 }
 
 impl Session<'_> {
@@ -179,7 +193,8 @@ impl Session<'_> {
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut heard = Instant::now();
         self.pump_all();
-        self.report_all().await?;
+        self.reports.send_due()?;
+        // Nothing in here waits for room: while it did, no answer would be read, and leases would end that were renewed.
         loop {
             signs.pulse.beat();
             tokio::select! {
@@ -190,51 +205,47 @@ impl Session<'_> {
                 _ = tick.tick() => {
                     // Heartbeats are answered: silence means that the stream is dead, whatever TCP thinks.
                     if heard.elapsed() > every * 3 + Duration::from_secs(1) {
-                        return Err(silent());
+                        // Unless it was us who did not listen.
+                        let message = next(downward).now_or_never().ok_or_else(silent)?;
+                        heard = Instant::now();
+                        self.take(message?);
                     }
                     self.draining = shutdown.is_begun() || worker.takes_nothing();
-                    self.beat().await?;
-                    self.report_all().await?;
+                    self.beat()?;
+                    self.reports.send_due()?;
                 }
-                Some(event) = events.recv() => self.send(event).await?,
+                Some(()) = forward(events, &self.to) => {}
                 _ = attempts.changed() => self.pump_all(),
                 _ = spool.changed() => {
                     // Said at once: each further result would wait in memory as well.
                     if !self.draining && worker.takes_nothing() {
                         self.draining = true;
-                        self.beat().await?;
+                        self.beat()?;
                     }
-                    self.report_all().await?;
+                    self.reports.send_due()?;
                 }
-                Some(done) = self.large.join_next() => {
-                    match done {
-                        Ok(Ok(received)) => self.received(&received),
-                        // From now on as any other that was not answered.
-                        Ok(Err(token)) => drop(self.reported.insert(token, Instant::now())),
-                        Err(_) => {}
+                received = self.reports.over() => {
+                    if let Some(received) = received {
+                        self.received(&received);
                     }
-                    self.report_all().await?;
+                    self.reports.send_due()?;
                 }
                 () = shutdown.begun(), if !self.draining => {
                     self.draining = true;
-                    self.beat().await?;
+                    self.beat()?;
                 }
             }
         }
     }
 
-    async fn send(&self, message: Message) -> Result<(), Error> {
-        let sent = self.to.send_timeout(FromWorker { message: Some(message) }, PATIENCE).await;
-        sent.map_err(|_| Error::new(Code::BrokerUnreachable, "the broker takes nothing any more"))
-    }
-
-    async fn beat(&mut self) -> Result<(), Error> {
+    fn beat(&mut self) -> Result<(), Error> {
         let tokens = held_tokens(self.worker);
         let wire = tokens.iter().map(ToString::to_string).collect();
         // Taken before it is sent: a lease never counts from later than the broker heard of it.
-        self.beaten = Instant::now();
-        let seq = self.beats.send(self.beaten, tokens);
-        self.send(Message::Heartbeat(v1::Heartbeat { seq, tokens: wire, draining: self.draining })).await
+        let seq = self.beats.send(Instant::now(), tokens);
+        let beat = v1::Heartbeat { seq, tokens: wire, draining: self.draining };
+        let beat = FromWorker { message: Some(Message::Heartbeat(beat)) };
+        self.beat_to.try_send(beat).map_err(|_| takes_nothing())
     }
 
     /// Leases that were renewed, and those that were not.
@@ -251,8 +262,7 @@ impl Session<'_> {
             }
             if lost && self.worker.spool.contains(token) {
                 tell_fenced(token);
-                // fault: the spool names its own.
-                self.worker.spool.remove(token);
+                self.reports.settled(token);
             }
         }
         leases::write(self.worker);
@@ -291,55 +301,7 @@ impl Session<'_> {
             tell_fenced(&token);
         }
         fault::reached(Point::ReportSettled);
-        self.reported.remove(&token);
-        // fault: the spool names its own.
-        self.worker.spool.remove(&token);
-        self.count_spooled();
-    }
-
-    fn count_spooled(&self) {
-        let waiting = self.worker.spool.tokens().len();
-        self.worker.metrics.spooled.set(i64::try_from(waiting).unwrap_or(i64::MAX));
-    }
-
-    /// Sends what waits and was not sent lately.
-    async fn report_all(&mut self) -> Result<(), Error> {
-        self.count_spooled();
-        let worker = self.worker;
-        let mut due = worker.spool.tokens();
-        due.retain(|token| self.reported.get(token).is_none_or(|at| at.elapsed() >= REPORT_AGAIN));
-        for batch in due.chunks(READ_AT_ONCE) {
-            // However many wait: the leases of all of them hang on the next heartbeat.
-            if self.beaten.elapsed() >= self.every {
-                self.beat().await?;
-            }
-            let (spool, wanted) = (worker.spool.clone(), batch.to_vec());
-            let read = tokio::task::spawn_blocking(move || {
-                wanted.into_iter().filter_map(|token| Some((spool.get(&token)?, token))).collect::<Vec<_>>()
-            });
-            for (report, token) in read.await.unwrap_or_default() {
-                self.report(token, report).await?;
-            }
-        }
-        Ok(())
-    }
-
-    async fn report(&mut self, token: LeaseToken, report: v1::AttemptReport) -> Result<(), Error> {
-        if prost::Message::encoded_len(&report) <= MAX_ON_STREAM {
-            self.reported.insert(token, Instant::now());
-            self.send(Message::Report(report)).await?;
-            fault::reached(Point::ReportSent);
-        } else if self.large.len() < LARGE_AT_ONCE {
-            self.reported.insert(token.clone(), Instant::now() + REPORT_AGAIN * 8);
-            let broker = self.worker.broker.clone();
-            self.large.spawn(async move {
-                let received = broker.report(report).await;
-                fault::reached(Point::LargeReported);
-                // The answer names the token; one that does not is taken as none.
-                received.filter(|received| received.token == token.as_str()).ok_or(token)
-            });
-        }
-        Ok(())
+        self.reports.settled(&token);
     }
 
     /// Streams the output of all attempts, and no more of those that are gone.

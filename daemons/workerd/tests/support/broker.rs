@@ -36,6 +36,11 @@ pub struct Said {
     pub cancelled: Vec<String>,
     /// Heartbeats and reports are not answered.
     pub mute: bool,
+    /// Each result on the stream is looked at for so long before anything behind it is read.
+    pub slow: Duration,
+    /// Results that came by a call of their own, and whether such calls wait for their answers.
+    pub calls: usize,
+    pub hold_calls: bool,
     /// What a pin is answered with, instead of what was proposed.
     pub pin_to: Option<String>,
     /// The pieces of the standard input of a reduce step; an error after them.
@@ -341,6 +346,10 @@ impl Workers for Service {
         let service = self.clone();
         tokio::spawn(async move {
             while let Some(Ok(FromWorker { message: Some(message) })) = from.next().await {
+                let slow = service.0.lock().unwrap().slow;
+                if matches!(message, From::Report(_)) {
+                    tokio::time::sleep(slow).await;
+                }
                 for answer in service.take(message) {
                     if to.send(Ok(ToWorker { message: Some(answer) })).await.is_err() {
                         return;
@@ -367,6 +376,10 @@ impl Workers for Service {
     }
 
     async fn report(&self, request: Request<v1::AttemptReport>) -> Answer<v1::ReportReceived> {
+        self.0.lock().unwrap().calls += 1;
+        while self.0.lock().unwrap().hold_calls {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
         Ok(Response::new(record(&mut self.0.lock().unwrap(), request.into_inner())))
     }
 

@@ -132,6 +132,18 @@ impl Queues for Service {
     ) -> Result<Response<v1::RequeueDeadResponse>, Status> {
         unary(request, |call, asked| async move { requeue(&call, asked).await }).await
     }
+
+    async fn rebuild(
+        &self,
+        request: Request<v1::RebuildQueuesRequest>,
+    ) -> Result<Response<v1::RebuildQueuesResponse>, Status> {
+        unary(request, |call, asked| async move {
+            let project = id(&asked.project, "project")?;
+            let (tasks, results) = call.project(&project)?.rebuild(&project).await?;
+            Ok(v1::RebuildQueuesResponse { project: asked.project, tasks, results })
+        })
+        .await
+    }
 }
 
 /// A page of a project's dead letters.

@@ -94,11 +94,7 @@ impl Workers for Service {
             if enrolled.replaced {
                 broker.disconnect(&worker);
             }
-            Ok(v1::EnrollResponse {
-                certificate_pem: enrolled.certificate_pem,
-                ca_pem: enrolled.ca_pem,
-                expires_at_ms: enrolled.expires_at,
-            })
+            Ok(views::enrolled(enrolled))
         })
         .await
     }
@@ -110,12 +106,7 @@ impl Workers for Service {
         unary(request, |call, asked| async move {
             let (auth, broker) = call.renewal()?;
             let _rows = broker.worker_rows().await;
-            let renewed = auth.renew(call.peer(), &asked.csr_pem).await?;
-            Ok(v1::EnrollResponse {
-                certificate_pem: renewed.certificate_pem,
-                ca_pem: renewed.ca_pem,
-                expires_at_ms: renewed.expires_at,
-            })
+            auth.renew(call.peer(), &asked.csr_pem).await.map(views::enrolled)
         })
         .await
     }
@@ -127,7 +118,8 @@ impl Workers for Service {
         let (call, mut from) = opened(request)?;
         let (broker, name) = call.worker().map_err(refused)?;
         let hello = hello(&mut from).await.map_err(refused)?;
-        let session = broker.attach(name.clone(), hello).await.map_err(refused)?;
+        let serial = call.peer().certificate.as_ref().map_or("", |shown| &shown.serial);
+        let session = broker.attach(name.clone(), serial, hello).await.map_err(refused)?;
         let gone = CancellationToken::new();
         tokio::spawn(listen(session.speaker(), from, gone.clone()));
         Ok(Response::new(speak(session, gone).map(Ok).boxed()))

@@ -1,4 +1,4 @@
-//! The seed API: queues and messages, and nothing of jobs.
+//! `/rabbit`: queues and messages, and nothing of jobs.
 
 use axum::{
     Json as Answer,

@@ -1,4 +1,4 @@
-//! The seed API, as its clients see it.
+//! `/rabbit`, as its clients see it.
 
 use axum::http::{Method, StatusCode};
 use serde_json::json;

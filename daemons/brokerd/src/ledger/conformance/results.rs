@@ -33,6 +33,7 @@ pub(super) async fn suite(ledger: &dyn Ledger) {
     assert_eq!(ledger.result(&key).await.unwrap(), Some(full.clone()));
     assert_eq!(ledger.attempts(&key).await.unwrap(), [super::swaps::attempt(1), second]);
     assert_eq!(ledger.usage(&name).await.unwrap().result_bytes, 4);
+    assert_eq!(ledger.result_bytes(&key).await.unwrap(), 4);
 
     // Oldest first, until marked; marking what is not there is nothing.
     complete_with_nothing(ledger, &job, 1).await;
@@ -58,6 +59,7 @@ pub(super) async fn suite(ledger: &dyn Ledger) {
     // A task that runs again has no result; its attempts stay.
     step(ledger, &key, Event::Retry, Record::Forget).await;
     assert_eq!(ledger.result(&key).await.unwrap(), None);
+    assert_eq!(ledger.result_bytes(&key).await.unwrap(), 0);
     assert_eq!(ledger.attempts(&key).await.unwrap().len(), 2);
     assert_eq!(ledger.usage(&name).await.unwrap().result_bytes, 0);
     step(ledger, &super::key(&job, 1), Event::Retry, Record::Forget).await;
@@ -66,7 +68,8 @@ pub(super) async fn suite(ledger: &dyn Ledger) {
     assert_eq!(ours().await.len(), 1, "the new result is unpublished");
     assert_eq!(ledger.usage(&name).await.unwrap().result_bytes, 2);
 
-    ledger.delete_job(&job.id).await.unwrap();
+    assert_eq!(ledger.delete_job(&job.id).await.unwrap(), 2, "bytes of its results");
+    assert_eq!(ledger.delete_job(&job.id).await.unwrap(), 0);
     assert_eq!(ledger.result(&key).await.unwrap(), None);
     assert_eq!(ledger.attempts(&key).await.unwrap(), []);
     assert_eq!(ours().await, []);
@@ -118,6 +121,6 @@ pub(super) async fn paging(ledger: &dyn Ledger) {
     let unpublished = ledger.unpublished_results(1000).await.unwrap();
     assert!(unpublished.iter().map(TaskResult::bytes).sum::<u64>() <= PAGE_BYTES as u64);
     assert_eq!(ledger.usage(&job.spec.project).await.unwrap().result_bytes, 30 * MIB as u64);
-    ledger.delete_job(&job.id).await.unwrap();
+    assert_eq!(ledger.delete_job(&job.id).await.unwrap(), 30 * MIB as u64);
     assert_eq!(ledger.usage(&job.spec.project).await.unwrap().result_bytes, 0);
 }

@@ -1,24 +1,14 @@
 //! What SQLite says, in words that tell what to do.
 
-use crate::ledger::LedgerError;
+pub(super) use crate::sqlite::{is_damage, is_full};
+use crate::{
+    ledger::LedgerError,
+    sqlite::{CORRUPT, FULL, NOT_A_DATABASE, primary_code},
+};
 
-const FULL: i32 = 13;
 const BUSY: i32 = 5;
-const CORRUPT: i32 = 11;
-const NOT_A_DATABASE: i32 = 26;
 const INPUT_OUTPUT: i32 = 10;
 const READ_ONLY: i32 = 8;
-/// `SQLITE_IOERR_SHMSIZE`.
-const SHARED_MEMORY: i32 = 4874;
-
-fn extended_code(error: &sqlx::Error) -> Option<i32> {
-    error.as_database_error()?.code()?.parse().ok()
-}
-
-/// SQLite's primary result code, where the error is SQLite's.
-fn primary_code(error: &sqlx::Error) -> Option<i32> {
-    extended_code(error).map(|code| code & 0xff)
-}
 
 /// One sentence on what went wrong, and what to do.
 pub(super) fn told(error: &sqlx::Error) -> String {
@@ -37,17 +27,6 @@ pub(super) fn told(error: &sqlx::Error) -> String {
         sqlx::Error::Database(database) => format!("{}: {advice}", database.message()),
         other => format!("{other}: {advice}"),
     }
-}
-
-/// Whether there was no room on the disk. Memory that readers share is a file as well, and grows before anything is
-/// written.
-pub(super) fn is_full(error: &sqlx::Error) -> bool {
-    matches!(extended_code(error), Some(SHARED_MEMORY)) || primary_code(error) == Some(FULL)
-}
-
-/// Whether the file is not what was written.
-pub(super) fn is_damage(error: &sqlx::Error) -> bool {
-    matches!(primary_code(error), Some(CORRUPT | NOT_A_DATABASE))
 }
 
 /// Whether the disk itself gave an error, after which a connection is not trusted any more.

@@ -121,12 +121,19 @@ fn all(rows: &[SqliteRow]) -> sqlx::Result<Vec<Job>> {
     rows.iter().map(job).collect()
 }
 
-pub(super) async fn by_prefix(readers: &SqlitePool, prefix: &str, limit: u32) -> sqlx::Result<Vec<Job>> {
+pub(super) async fn by_prefix(
+    readers: &SqlitePool,
+    prefix: &str,
+    projects: Option<&[ProjectName]>,
+    limit: u32,
+) -> sqlx::Result<Vec<Job>> {
     // No character sorts after U+10FFFF.
     let rows = sqlx::query(select_jobs!(
-        "WHERE id >= ?1 AND id < ?1 || char(0x10FFFF) AND phase = 1 ORDER BY id LIMIT ?2"
+        "WHERE id >= ?1 AND id < ?1 || char(0x10FFFF) AND phase = 1
+         AND (?2 IS NULL OR project IN (SELECT value FROM json_each(?2))) ORDER BY id LIMIT ?3"
     ))
     .bind(prefix)
+    .bind(projects.map(|of| json(&of)).transpose()?)
     .bind(limit)
     .fetch_all(readers)
     .await?;
@@ -155,11 +162,12 @@ pub(super) async fn list(
     all(&rows)
 }
 
-pub(super) async fn unfinished(readers: &SqlitePool) -> sqlx::Result<Vec<Job>> {
-    let rows = sqlx::query(select_jobs!("WHERE phase = 1 AND finished = 0 ORDER BY created_at, number"))
-        .fetch_all(readers)
-        .await?;
-    all(&rows)
+pub(super) async fn unfinished(readers: &SqlitePool) -> sqlx::Result<Vec<JobId>> {
+    let rows =
+        sqlx::query("SELECT id FROM jobs WHERE phase = 1 AND finished = 0 ORDER BY created_at, number")
+            .fetch_all(readers)
+            .await?;
+    rows.iter().map(|row| Columns::of(row).text()).collect()
 }
 
 /// Oldest first.

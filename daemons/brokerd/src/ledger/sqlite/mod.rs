@@ -140,9 +140,8 @@ impl Ledger for SqliteLedger {
         if committed { Ok(()) } else { Err(no_job(job)) }
     }
 
-    async fn delete_job(&self, job: &JobId) -> Result<()> {
-        while !self.writer.write(job.clone(), |job, batch| Box::pin(delete::step(batch, job))).await? {}
-        Ok(())
+    async fn delete_some(&self, job: &JobId) -> Result<Deleted> {
+        self.writer.write(job.clone(), |job, batch| Box::pin(delete::step(batch, job))).await
     }
 
     async fn delete_uncommitted(&self) -> Result<u64> {
@@ -161,15 +160,20 @@ impl Ledger for SqliteLedger {
         jobs::get(&self.readers, id).await.map_err(failed)
     }
 
-    async fn jobs_by_prefix(&self, prefix: &str, limit: u32) -> Result<Vec<Job>> {
-        jobs::by_prefix(&self.readers, prefix, limit).await.map_err(failed)
+    async fn jobs_by_prefix(
+        &self,
+        prefix: &str,
+        projects: Option<&[ProjectName]>,
+        limit: u32,
+    ) -> Result<Vec<Job>> {
+        jobs::by_prefix(&self.readers, prefix, projects, limit).await.map_err(failed)
     }
 
     async fn jobs(&self, filter: JobFilter, after: Option<JobId>, limit: u32) -> Result<Vec<Job>> {
         jobs::list(&self.readers, &filter, after.as_ref(), limit).await.map_err(failed)
     }
 
-    async fn unfinished_jobs(&self) -> Result<Vec<Job>> {
+    async fn unfinished_jobs(&self) -> Result<Vec<JobId>> {
         jobs::unfinished(&self.readers).await.map_err(failed)
     }
 
@@ -232,6 +236,10 @@ impl Ledger for SqliteLedger {
 
     async fn result(&self, key: &TaskKey) -> Result<Option<TaskResult>> {
         results::get(&self.readers, key).await.map_err(failed)
+    }
+
+    async fn result_bytes(&self, key: &TaskKey) -> Result<u64> {
+        results::bytes(&self.readers, key).await.map_err(failed)
     }
 
     async fn results(

@@ -22,6 +22,18 @@ pub(super) async fn get(readers: &SqlitePool, key: &TaskKey) -> sqlx::Result<Opt
     row.map(|row| Ok(result(&row)?.1)).transpose()
 }
 
+pub(super) async fn bytes(readers: &SqlitePool, key: &TaskKey) -> sqlx::Result<u64> {
+    let row = sqlx::query(
+        "SELECT r.bytes FROM jobs j CROSS JOIN tasks t ON t.job = j.number AND t.id = ?2
+         CROSS JOIN results r ON r.task = t.number WHERE j.id = ?1 AND j.phase = 1",
+    )
+    .bind(key.job.as_str())
+    .bind(key.task.as_str())
+    .fetch_optional(readers)
+    .await?;
+    row.map_or(Ok(0), |row| Columns::of(&row).unsigned())
+}
+
 /// Looks at the sizes first: a page must not hold more than [`PAGE_BYTES`] and one result.
 pub(super) async fn page(
     readers: &SqlitePool,

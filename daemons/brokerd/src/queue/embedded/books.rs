@@ -21,9 +21,16 @@ pub(super) struct Account {
     pub(super) messages: u64,
     pub(super) taken: u64,
     pub(super) bytes: u64,
+    /// No message of it is larger; after a start that is known again once the queue was empty.
+    pub(super) largest: u64,
 }
 
 impl Account {
+    /// An empty queue's.
+    pub(super) fn new(name: QueueName) -> Self {
+        Self { name, messages: 0, taken: 0, bytes: 0, largest: 0 }
+    }
+
     pub(super) fn depth(&self) -> Depth {
         Depth { ready: self.messages.saturating_sub(self.taken), unacked: self.taken }
     }
@@ -36,11 +43,16 @@ impl Account {
     pub(super) fn add(&mut self, messages: u64, bytes: u64) {
         self.messages += messages;
         self.bytes += bytes;
+        // Of several at once: all of them weigh as much.
+        self.largest = self.largest.max(bytes);
     }
 
     pub(super) fn remove(&mut self, messages: u64, bytes: u64) {
         self.messages = self.messages.saturating_sub(messages);
         self.bytes = self.bytes.saturating_sub(bytes);
+        if self.messages == 0 {
+            self.largest = 0;
+        }
     }
 
     pub(super) fn over(&self, bounds: Bounds) -> bool {

@@ -1,12 +1,9 @@
 //! What the writer does one at a time: queues, purges, dead letters.
 
-use std::{
-    collections::BTreeMap,
-    sync::PoisonError,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::{collections::BTreeMap, sync::PoisonError};
 
 use codering_core::QueueName;
+use codering_kit::clock;
 
 use super::{
     STEP_MESSAGES,
@@ -59,7 +56,7 @@ impl Writer {
             return Ok(id);
         }
         let id = self.store.create(queue).await?;
-        self.books.open(id, Account { name: queue.clone(), messages: 0, taken: 0, bytes: 0 });
+        self.books.open(id, Account::new(queue.clone()));
         Ok(id)
     }
 
@@ -74,9 +71,7 @@ impl Writer {
         {
             return Ok(Err(full));
         }
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
-        let now = i64::try_from(now).unwrap_or(i64::MAX);
-        self.store.bury(row.id, dead, &from, why, now).await?;
+        self.store.bury(row.id, dead, &from, why, clock::now()).await?;
         if let Some(account) = self.books.change(row.queue) {
             account.taken = account.taken.saturating_sub(1);
             account.remove(1, row.bytes);

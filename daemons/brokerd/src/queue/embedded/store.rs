@@ -3,7 +3,6 @@
 use codering_core::QueueName;
 use sqlx::{
     Connection, Row as _, SqliteConnection, SqlitePool,
-    migrate::MigrateError,
     sqlite::{SqliteConnectOptions, SqliteRow},
 };
 
@@ -11,10 +10,12 @@ use super::{
     books::{Account, Books},
     settle::Row,
 };
+pub(super) use crate::sqlite::is_damage;
 use crate::{
     bulk::{Bulk, MOST_ROWS},
     migrations,
     queue::{DeadLetter, Message, QueueError, SHOWN_BYTES, shown_part},
+    sqlite::is_full,
 };
 
 type Result<T> = std::result::Result<T, sqlx::Error>;
@@ -24,6 +25,16 @@ static INSERT: Bulk = Bulk::new(
     4,
     "WHERE v.column1 IS NOT NULL",
 );
+
+static TAKE: &str = "UPDATE message SET taken = 1, deliveries = deliveries + 1 WHERE id IN \
+     (SELECT id FROM message WHERE queue = ? AND taken = 0 ORDER BY priority DESC, id LIMIT ?) \
+     RETURNING id, priority, deliveries, body";
+
+/// The same where messages may be large. It takes longer by a tenth of a millisecond.
+static TAKE_BOUNDED: &str = "UPDATE message SET taken = 1, deliveries = deliveries + 1 WHERE id IN \
+     (SELECT id FROM (SELECT id, sum(bytes) OVER (ORDER BY priority DESC, id ROWS UNBOUNDED PRECEDING) - bytes \
+     AS before FROM (SELECT id, priority, length(body) AS bytes FROM message WHERE queue = ? AND taken = 0 \
+     ORDER BY priority DESC, id LIMIT ?)) WHERE before < ?) RETURNING id, priority, deliveries, body";
 
 /// The writing connection.
 pub(super) struct Store(SqliteConnection, SqliteConnectOptions);
@@ -43,32 +54,10 @@ pub(super) struct DeadRow {
     pub(super) bytes: u64,
 }
 
-/// SQLite's own code, also of what failed in a migration.
-fn code(error: &sqlx::Error) -> Option<i32> {
-    if let sqlx::Error::Migrate(migration) = error {
-        return match &**migration {
-            MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => code(error),
-            _ => None,
-        };
-    }
-    error.as_database_error()?.code()?.parse().ok()
-}
-
-/// `SQLITE_FULL`, and `SQLITE_IOERR_SHMSIZE`: memory shared with readers is a file, too.
-const FULL: [i32; 2] = [13, 4874];
-/// `SQLITE_CORRUPT` and `SQLITE_NOTADB`, of which there are kinds.
-const DAMAGED: [i32; 2] = [11, 26];
-
 /// What failed, as the callers are told.
 pub(super) fn told(error: &sqlx::Error) -> QueueError {
     let told = format!("queue.db cannot be written: {error}");
-    let full = code(error).is_some_and(|code| FULL.contains(&code));
-    if full { QueueError::DiskFull(told) } else { QueueError::Unavailable(told) }
-}
-
-/// Whether the file is not what it was.
-pub(super) fn is_damage(error: &sqlx::Error) -> bool {
-    code(error).is_some_and(|code| DAMAGED.contains(&(code & 0xff)))
+    if is_full(error) { QueueError::DiskFull(told) } else { QueueError::Unavailable(told) }
 }
 
 fn ids_json(ids: impl IntoIterator<Item = i64>) -> String {
@@ -147,12 +136,9 @@ impl Store {
         let mut books = Books::default();
         for row in rows {
             let Ok(name) = QueueName::new(row.try_get::<String, _>(1)?) else { continue };
-            let account = Account {
-                name,
-                messages: unsigned(&row, 2)?,
-                bytes: unsigned(&row, 3)?,
-                taken: unsigned(&row, 4)?,
-            };
+            let (messages, bytes) = (unsigned(&row, 2)?, unsigned(&row, 3)?);
+            // The bytes of all: no one is larger.
+            let account = Account { name, messages, bytes, taken: unsigned(&row, 4)?, largest: bytes };
             books.open(row.try_get(0)?, account);
         }
         Ok(books)
@@ -236,17 +222,18 @@ impl Store {
         Ok((rows.len() as u64, bytes))
     }
 
-    /// Marks a queue's head as taken and returns it in order.
-    pub(super) async fn take(&mut self, queue: i64, most: i64) -> Result<Vec<TakenRow>> {
-        let rows = sqlx::query(
-            "UPDATE message SET taken = 1, deliveries = deliveries + 1 WHERE id IN \
-             (SELECT id FROM message WHERE queue = ? AND taken = 0 ORDER BY priority DESC, id LIMIT ?) \
-             RETURNING id, priority, deliveries, body",
-        )
-        .bind(queue)
-        .bind(most)
-        .fetch_all(&mut self.0)
-        .await?;
+    /// Marks a queue's head as taken and returns it in order: up to `most`, and where `bytes` are given no further one once
+    /// those before it have so many.
+    pub(super) async fn take(&mut self, queue: i64, most: i64, bytes: Option<u64>) -> Result<Vec<TakenRow>> {
+        let query = match bytes {
+            None => sqlx::query(TAKE),
+            Some(_) => sqlx::query(TAKE_BOUNDED),
+        };
+        let mut query = query.bind(queue).bind(most);
+        if let Some(bytes) = bytes {
+            query = query.bind(signed(bytes));
+        }
+        let rows = query.fetch_all(&mut self.0).await?;
         let mut taken = Vec::with_capacity(rows.len());
         for row in rows {
             let body: Vec<u8> = row.try_get(3)?;

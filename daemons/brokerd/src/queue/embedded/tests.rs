@@ -222,3 +222,37 @@ async fn a_write_that_fails_is_said_and_the_queue_recovers() {
         queues.take(&queue, 9).await.expect("take").into_iter().map(|d| (d.body, d.redelivered)).collect();
     assert_eq!(bodies, [("one".into(), true), ("two".into(), false), ("four".into(), false)]);
 }
+
+#[tokio::test]
+async fn a_take_of_large_messages_ends_after_some_megabytes_also_once_it_was_opened_again() {
+    let directory = tempfile::tempdir().expect("directory");
+    let (queue, mut queues) = (name("p.todo"), open_at(directory.path()).await);
+    queues.create(&queue).await.expect("create");
+    for n in 0..12u8 {
+        queues.put(&queue, Message::new(vec![n; 2 << 20])).await.expect("put");
+    }
+    for seen in [0..4u8, 4..8] {
+        let taken = queues.take(&queue, 64).await.expect("take");
+        assert_eq!(
+            taken.iter().map(|delivery| delivery.body[0]).collect::<Vec<_>>(),
+            seen.collect::<Vec<_>>()
+        );
+        for delivery in taken {
+            delivery.settle.ack().await.expect("ack");
+        }
+        queues.close().await;
+        drop(queues);
+        queues = open_at(directory.path()).await;
+    }
+    // Small ones behind them come all at once, and one however large it is.
+    for _ in 0..64 {
+        queues.put(&queue, Message::new("small")).await.expect("put");
+    }
+    queues.put(&queue, Message::new(vec![0; 16 << 20])).await.expect("put");
+    let mut held = Vec::new();
+    for count in [4, 64, 1] {
+        let taken = queues.take(&queue, 64).await.expect("take");
+        assert_eq!(taken.len(), count);
+        held.extend(taken);
+    }
+}

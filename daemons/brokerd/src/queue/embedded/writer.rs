@@ -23,6 +23,8 @@ use crate::queue::{DELIVERY_LIMIT, Delivery, Message, QueueError, Result};
 
 /// The most operations of one group.
 const GROUP: usize = 256;
+/// A take ends with the message that makes it so many bytes: all of them are in memory at once.
+const TAKE_BYTES: u64 = 8 << 20;
 /// How long the writer is idle before it looks whether a failure is over.
 const PROBE: Duration = Duration::from_secs(1);
 
@@ -329,9 +331,19 @@ impl Writer {
         };
         let Some(ops) = self.ops.upgrade() else { return Ok(Ok(Vec::new())) };
         let mut deliveries = Vec::new();
-        while deliveries.len() < max && self.books.get(id).is_some_and(|a| a.depth().ready > 0) {
-            let most = i64::try_from(max - deliveries.len()).unwrap_or(i64::MAX);
-            let rows = self.store.take(id, most).await?;
+        let mut bytes = 0;
+        while let Some(account) = self.books.get(id).filter(|account| account.depth().ready > 0) {
+            if deliveries.len() >= max || bytes >= TAKE_BYTES {
+                // Whoever takes that for the end is told that it is not.
+                if deliveries.len() < max {
+                    self.ring(id);
+                }
+                break;
+            }
+            let asked = max - deliveries.len();
+            let fits = account.largest.saturating_mul(asked as u64) <= TAKE_BYTES - bytes;
+            let bound = (!fits).then_some(TAKE_BYTES - bytes);
+            let rows = self.store.take(id, i64::try_from(asked).unwrap_or(i64::MAX), bound).await?;
             if rows.is_empty() {
                 break;
             }
@@ -344,6 +356,7 @@ impl Writer {
                 if worn && self.bury(taken.row, why).await?.is_ok() {
                     continue;
                 }
+                bytes += taken.row.bytes;
                 let settle = Taken { row: Some(taken.row), ops: ops.clone(), shared: self.shared.clone() };
                 deliveries.push(Delivery {
                     body: taken.body.into(),

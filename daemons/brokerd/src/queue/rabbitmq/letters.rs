@@ -1,9 +1,8 @@
 //! Dead letters as AMQP messages: brokerd's own headers, and RabbitMQ's `x-death` for what its delivery
 //! limit gave up.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use codering_core::QueueName;
+use codering_kit::clock;
 use lapin::{
     BasicProperties,
     message::Delivery,
@@ -25,11 +24,10 @@ pub(super) fn headers(from: &QueueName, reason: &str) -> FieldTable {
     while !reason.is_char_boundary(end) {
         end -= 1;
     }
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
     let mut table = FieldTable::default();
     table.insert(REASON.into(), AMQPValue::LongString(reason[..end].into()));
     table.insert(QUEUE.into(), AMQPValue::LongString(from.as_str().into()));
-    table.insert(AT.into(), AMQPValue::LongLongInt(i64::try_from(now).unwrap_or(i64::MAX)));
+    table.insert(AT.into(), AMQPValue::LongLongInt(clock::now()));
     table
 }
 

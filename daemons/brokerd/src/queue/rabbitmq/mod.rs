@@ -11,12 +11,13 @@
 //!
 //! - [`supervisor`] keeps the two connections up; [`link`] is one life of the one for taking.
 //! - [`publisher`] publishes and counts confirms; [`settle`] acks; [`bell`] hears of what others put.
-//! - [`letters`]: dead letters and their headers; [`shared`]: what all of them use.
+//! - [`letters`]: dead letters and their headers; [`encrypted`]: TLS; [`shared`]: what all of them use.
 //!
 //! Queues are declared with their type as the only argument. Bounds and the delivery limit are a policy of
 //! the administrator: `packaging/rabbitmq/`.
 
 mod bell;
+mod encrypted;
 mod letters;
 mod link;
 mod publisher;
@@ -76,23 +77,18 @@ fn address(config: &QueueConfig) -> Result<Address> {
     }
     uri.query.heartbeat.get_or_insert(10);
     uri.query.frame_max.get_or_insert(FRAME_BYTES);
-    let authorities = match (&uri.scheme, &config.ca_file) {
-        (AMQPScheme::AMQP, _) => None,
-        (AMQPScheme::AMQPS, file) => {
-            let path = file.as_deref().unwrap_or(Path::new(AUTHORITIES));
-            match std::fs::read_to_string(path) {
-                // lapin is built without a TLS that it would use: it would speak plain text, password and all.
-                Ok(_) => {
-                    return refuse(
-                        "amqps:// cannot be spoken yet: the connection would not be encrypted; use amqp:// to a RabbitMQ \
-                         on this machine, or through a tunnel",
-                    );
-                }
-                Err(error) => return refuse(&format!("queue.ca_file {}: {error}", path.display())),
+    let tls = match uri.scheme {
+        AMQPScheme::AMQP => None,
+        AMQPScheme::AMQPS => {
+            let path = config.ca_file.as_deref().unwrap_or(Path::new(AUTHORITIES));
+            let trusted = std::fs::read(path).map_err(|error| error.to_string());
+            match trusted.and_then(|pem| encrypted::trust(&pem)) {
+                Ok(tls) => Some(tls),
+                Err(why) => return refuse(&format!("queue.ca_file {}: {why}", path.display())),
             }
         }
     };
-    Ok(Address { uri, authorities })
+    Ok(Address { uri, tls })
 }
 
 /// Starts connecting; returns when connected, or shortly after when RabbitMQ is away.

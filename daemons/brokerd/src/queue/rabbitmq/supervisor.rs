@@ -5,14 +5,12 @@
 use std::{sync::Arc, time::Duration};
 
 use futures::StreamExt;
-use lapin::{
-    Channel, Connection, ConnectionProperties, Event, options::ConfirmSelectOptions, tcp::OwnedTLSConfig,
-    uri::AMQPUri,
-};
+use lapin::{Channel, Connection, ConnectionProperties, Event, options::ConfirmSelectOptions, uri::AMQPUri};
+use rustls::ClientConfig;
 use tokio::{sync::mpsc, time::timeout};
 
 use super::{
-    QueueConfig,
+    QueueConfig, encrypted,
     link::Link,
     publisher::{self, Put},
     shared::{Shared, State},
@@ -26,16 +24,20 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// Where RabbitMQ is. Never shown: it holds the password.
 pub(super) struct Address {
     pub(super) uri: AMQPUri,
-    /// PEM of the authorities to trust with `amqps`.
-    pub(super) authorities: Option<String>,
+    /// With `amqps`.
+    pub(super) tls: Option<Arc<ClientConfig>>,
 }
 
 async fn connection(address: &Address, purpose: &str) -> Result<Connection, String> {
     let properties =
         ConnectionProperties::default().with_connection_name(format!("codering-brokerd {purpose}").into());
-    let tls = OwnedTLSConfig { identity: None, cert_chain: address.authorities.clone() };
-    let runtime = lapin::runtime::default_runtime().map_err(|e| e.to_string())?;
-    let made = Connection::connect_uri_with_config(address.uri.clone(), properties, tls, runtime);
+    let uri = address.uri.clone();
+    let made = async {
+        match &address.tls {
+            None => Connection::connect_uri(uri, properties).await,
+            Some(tls) => encrypted::connect(uri, tls.clone(), properties).await,
+        }
+    };
     match timeout(CONNECT, made).await {
         Ok(Ok(connection)) => Ok(connection),
         Ok(Err(error)) => Err(error.to_string()),

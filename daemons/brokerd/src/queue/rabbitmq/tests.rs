@@ -1,13 +1,17 @@
 //! Against the RabbitMQ of this machine, in a virtual host of each test's own.
 
-use std::{process::Command, time::Instant};
+use std::{path::PathBuf, process::Command, time::Instant};
 
+use bytes::Bytes;
+use codering_kit::tls;
 use futures::StreamExt;
 use lapin::{
     BasicProperties, Connection, ConnectionProperties,
     options::{BasicPublishOptions, QueueDeclareOptions},
     types::FieldTable,
 };
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
 
 use super::*;
 use crate::queue::conformance::{SMALL_BOUND, Subjects, suite};
@@ -259,14 +263,69 @@ async fn a_password_that_changed_in_its_file_is_used_by_the_next_connection() {
     queues.close().await;
 }
 
+/// A TLS end before this machine's RabbitMQ, of a CA of its own; its port, and the CA's file.
+async fn encrypted(directory: &Path) -> (u16, PathBuf) {
+    let ca = tls::Ca::at(directory).expect("a CA");
+    let shown = ca.issue_server(&["localhost".to_owned()]).expect("a certificate");
+    let mut config =
+        tls::server_config(shown.chain_pem.as_bytes(), shown.key_pem.as_bytes(), None).expect("a pair");
+    config.alpn_protocols.clear();
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let server = std::env::var(URL_VARIABLE).unwrap_or_else(|_| DEFAULT_URL.to_owned());
+    let behind = server.parse::<AMQPUri>().expect("an address").authority;
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let port = listener.local_addr().expect("bound").port();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let (acceptor, behind) = (acceptor.clone(), (behind.host.clone(), behind.port));
+            tokio::spawn(async move {
+                let mut from = acceptor.accept(stream).await?;
+                let mut to = TcpStream::connect(behind).await?;
+                tokio::io::copy_bidirectional(&mut from, &mut to).await
+            });
+        }
+    });
+    (port, directory.join("ca.pem"))
+}
+
 #[tokio::test]
-async fn an_encrypted_address_is_refused_rather_than_spoken_to_in_plain_text() {
-    let ca = tempfile::NamedTempFile::new().expect("a file");
-    let config = QueueConfig {
-        url: Some("amqps://guest:guest@localhost:5671/%2f".to_owned()),
-        ca_file: Some(ca.path().into()),
-        ..QueueConfig::default()
+async fn amqps_is_spoken_to_a_host_that_its_certificate_names_and_the_authority_signed_and_to_no_other() {
+    let vhost = Vhost::make("tls");
+    let (directory, another) = (tempfile::tempdir().expect("a place"), tempfile::tempdir().expect("a place"));
+    let (port, ca_file) = encrypted(directory.path()).await;
+    let (_, strange) = encrypted(another.path()).await;
+    let config = |host: &str, ca_file: &Path| {
+        let url = vhost.url.replacen("amqp://", "amqps://", 1);
+        let (user, rest) = url.split_once('@').expect("a user");
+        let (_, path) = rest.split_once('/').expect("a virtual host");
+        QueueConfig {
+            url: Some(format!("{user}@{host}:{port}/{path}")),
+            ca_file: Some(ca_file.to_owned()),
+            ..QueueConfig::default()
+        }
     };
-    let refused = super::open(&config).await.err().expect("refused").to_string();
-    assert!(refused.contains("would not be encrypted"), "{refused}");
+    let queues = crate::queue::open(&config("localhost", &ca_file)).await.expect("opens");
+    assert_eq!(queues.connected(), Ok(()));
+    let queue = name("ciphered.todo");
+    queues.create(&queue).await.expect("made");
+    // More than a TLS record and an AMQP frame hold.
+    let body = Bytes::from(vec![7; 1 << 20]);
+    queues.put(&queue, Message { body: body.clone(), priority: 0 }).await.expect("put");
+    let mut taken = queues.take(&queue, 1).await.expect("taken");
+    let delivery = taken.pop().expect("it is there");
+    assert!(delivery.body == body, "{} bytes came", delivery.body.len());
+    delivery.settle.ack().await.expect("acked");
+    queues.close().await;
+
+    for (host, ca_file, why) in
+        [("localhost", &strange, "UnknownIssuer"), ("127.0.0.1", &ca_file, "not valid for name")]
+    {
+        let refused = crate::queue::open(&config(host, ca_file)).await.expect("opens");
+        let told = refused.connected().expect_err("it has no right to be believed");
+        assert!(told.contains(why), "{told}");
+        refused.close().await;
+    }
+    let refused =
+        crate::queue::open(&config("localhost", Path::new("/dev/null"))).await.err().expect("no CA");
+    assert!(refused.to_string().contains("queue.ca_file /dev/null"), "{refused}");
 }

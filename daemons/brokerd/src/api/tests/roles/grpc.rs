@@ -33,6 +33,7 @@ const TABLE: &[Row] = &[
     row("codering.v1.Queues/Delete",         "AaSs",     "queue.reserved",  "auth.denied"),
     row("codering.v1.Queues/ListDead",       "AaSsVv",   "ok",              "auth.denied"),
     row("codering.v1.Queues/RequeueDead",    "AaSs",     "ok",              "auth.denied"),
+    row("codering.v1.Queues/Rebuild",        "Aa",       "ok",              "auth.denied"),
     row("codering.v1.Jobs/Submit",           "AaSs",     "ok",              "auth.denied"),
     row("codering.v1.Jobs/List",             "AaSsVvo",  "ok",              ""),
     row("codering.v1.Jobs/Get",              "AaSsVv",   "ok",              "job.not_found"),
@@ -121,6 +122,7 @@ fn request(people: &People, method: &str) -> Vec<u8> {
         "Queues/RequeueDead" => {
             v1::RequeueDeadRequest { project: pi(), all: true, ..Default::default() }.encode_to_vec()
         }
+        "Queues/Rebuild" => v1::RebuildQueuesRequest { project: pi() }.encode_to_vec(),
         "Jobs/Submit" => {
             let job = v1::JobSpec {
                 project: pi(),

@@ -82,6 +82,21 @@ async fn a_second_result_for_a_task_is_refused_and_takes_no_other_write_with_it(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_job_of_which_some_is_removed_is_seen_no_more_and_the_next_start_removes_the_rest() {
+    let directory = tempfile::tempdir().unwrap();
+    let ledger = open_in(directory.path()).await;
+    let job = committed(&*ledger, "cut", 1, 501).await;
+    assert!(ledger.delete_some(&job.id).await.unwrap().more);
+    assert_eq!(ledger.job(&job.id).await.unwrap(), None);
+    assert_eq!(ledger.unfinished_jobs().await.unwrap(), []);
+    ledger.close().await;
+    let ledger = open_in(directory.path()).await;
+    assert_eq!(ledger.delete_uncommitted().await.unwrap(), 1);
+    assert!(!ledger.delete_some(&job.id).await.unwrap().more, "nothing is left");
+    ledger.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_job_larger_than_one_step_is_deleted_whole() {
     let directory = tempfile::tempdir().unwrap();
     let ledger = open_in(directory.path()).await;
