@@ -4,7 +4,7 @@
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 target := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help build demo test soak bench bench-quick fuzz deb apt-repo fmt lint clean
+.PHONY: help build demo test test-hosts test-hosts-full soak bench bench-quick fuzz deb apt-repo ova test-vm fmt lint clean
 
 help: ## this list
 	@sed -n 's/^\([a-z -]*\):.*## /  make \1\t/p' Makefile | expand -t 26
@@ -25,6 +25,19 @@ test: ## every test, those with real RabbitMQ, git and Docker included
 	@scripts/setup test
 	@scripts/with-docker packaging/runtimes/base
 	@scripts/with-docker scripts/test
+
+test-hosts: ## three Debian hosts with systemd, set up by Ansible from the packages, and what happens to hosts; needs root
+	@scripts/setup hosts
+	@SUITES=bookworm packaging/deb
+	@scripts/with-docker scripts/test-hosts
+
+test-hosts-full: ## before a release: the same, with a broker and a worker of Debian 13 too, packages built twice, and the appliance in QEMU
+	@scripts/setup hosts
+	@CHECK=reproducible packaging/deb
+	@scripts/with-docker scripts/test-hosts
+	@scripts/with-docker scripts/test-hosts --trixie h1,h3
+	@scripts/with-docker scripts/test-hosts --release --only answer,release,purge
+	@$(MAKE) ova test-vm
 
 soak: ## 10^6 simulated tasks under random kills of the release binaries, on both queue backends: nothing lost, nothing doubled
 	@scripts/setup test
@@ -54,8 +67,19 @@ deb: ## Debian packages in target/deb/SUITE/; SUITES=bookworm for one release, C
 	@packaging/deb
 
 apt-repo: ## a signed apt repository of them in target/apt/
+	@ls $(target)/deb/*/codering_*.deb > /dev/null 2>&1 || $(MAKE) deb
 	@scripts/setup deb
 	@packaging/apt-repo
+
+ova: ## a VirtualBox appliance of them, target/ova/codering-VERSION.ova: Debian 12, a broker and a worker
+	@ls $(target)/deb/bookworm/codering_*.deb > /dev/null 2>&1 || $(MAKE) deb SUITES=bookworm
+	@scripts/setup ova
+	@packaging/ova
+
+test-vm: ## boots it in QEMU, without KVM: REST answers, and tasks' limits hold under cgroup version 2
+	@ls $(target)/ova/codering-*.ova > /dev/null 2>&1 || $(MAKE) ova
+	@scripts/setup ova
+	@scripts/test-vm
 
 fmt: ## formats the code
 	cargo fmt --all
