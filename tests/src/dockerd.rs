@@ -2,7 +2,10 @@
 
 use std::{
     fs::{self, OpenOptions},
-    os::unix::fs::symlink,
+    os::{
+        fd::OwnedFd,
+        unix::{fs::symlink, net::UnixListener},
+    },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
@@ -18,6 +21,8 @@ use crate::{process::naming, run, wait_for};
 const START: Duration = Duration::from_secs(90);
 const STOP: Duration = Duration::from_secs(30);
 const CALL: Duration = Duration::from_secs(120);
+/// An option: its socket is given to it and outlives it, as systemd's `docker.socket` does. Who calls meanwhile waits.
+pub const ACTIVATED: &str = "--host=fd://";
 /// The image that jobs stand on; here nothing but busybox.
 pub const BASE: &str = "codering/base";
 
@@ -26,6 +31,7 @@ pub struct Dockerd {
     directory: TempDir,
     containerd: Option<Child>,
     dockerd: Option<Child>,
+    listener: Option<UnixListener>,
     options: Vec<String>,
 }
 
@@ -38,6 +44,7 @@ impl Dockerd {
             directory,
             containerd: None,
             dockerd: None,
+            listener: None,
             options: options.iter().map(|&option| option.to_owned()).collect(),
         };
         let at = docker.directory.path();
@@ -93,25 +100,34 @@ impl Dockerd {
         if self.containerd.is_none() {
             let mut containerd = Command::new("containerd");
             containerd.arg("--config").arg(at.join("containerd.toml"));
-            self.containerd = Some(spawn(containerd, &at.join("containerd.log")));
+            self.containerd = Some(spawn(containerd, Stdio::null(), &at.join("containerd.log")));
             wait_for("containerd listens", START, || at.join("containerd.sock").exists().then_some(()));
         }
         assert!(self.dockerd.is_none(), "dockerd runs already");
         // Left by one that was killed.
         let _ = fs::remove_file(at.join("pid"));
         // In a network namespace of its own: without a bridge, dockerd removes the machine's docker0.
-        let mut dockerd = Command::new("unshare");
+        let mut dockerd = Command::new("sh");
         dockerd
-            .args(["--net", "--", "dockerd"])
+            .args(["-c", "exec 3<&0 < /dev/null; export LISTEN_PID=$$; exec \"$@\"", "activation"])
+            .args(["unshare", "--net", "--", "dockerd"])
             .arg(format!("--config-file={}", at.join("daemon.json").display()))
             .arg(format!("--data-root={}", at.join("data").display()))
             .arg(format!("--exec-root={}", at.join("exec").display()))
             .arg(format!("--pidfile={}", at.join("pid").display()))
-            .arg(format!("--host=unix://{}", self.socket().display()))
             .arg(format!("--containerd={}", at.join("containerd.sock").display()))
             .args(["--bridge=none", "--iptables=false", "--ip-masq=false", "--storage-driver=overlay2"])
             .args(&self.options);
-        self.dockerd = Some(spawn(dockerd, &at.join("dockerd.log")));
+        let socket = self.socket();
+        let stdin = if self.options.iter().any(|option| option == ACTIVATED) {
+            let listener = self.listener.get_or_insert_with(|| UnixListener::bind(socket).unwrap());
+            dockerd.env("LISTEN_FDS", "1");
+            Stdio::from(OwnedFd::from(listener.try_clone().unwrap()))
+        } else {
+            dockerd.arg(format!("--host=unix://{}", socket.display()));
+            Stdio::null()
+        };
+        self.dockerd = Some(spawn(dockerd, stdin, &at.join("dockerd.log")));
         let end = Instant::now() + START;
         while run(self.command().arg("version"), CALL).code != Some(0) {
             let ended = self.dockerd.as_mut().and_then(|dockerd| dockerd.try_wait().unwrap());
@@ -193,9 +209,9 @@ impl Dockerd {
     }
 }
 
-fn spawn(mut command: Command, log: &Path) -> Child {
+fn spawn(mut command: Command, stdin: Stdio, log: &Path) -> Child {
     let log = OpenOptions::new().create(true).append(true).open(log).unwrap();
-    command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).env_remove("NOTIFY_SOCKET");
+    command.stdin(stdin).stdout(log.try_clone().unwrap()).stderr(log).env_remove("NOTIFY_SOCKET");
     let path = std::env::var("PATH").unwrap_or_default();
     command.env("PATH", format!("{path}:/usr/sbin:/usr/bin:/sbin:/bin"));
     command.spawn().unwrap_or_else(|error| panic!("{command:?} did not start: {error}"))

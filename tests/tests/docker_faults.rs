@@ -8,7 +8,11 @@ use std::{
     time::Duration,
 };
 
-use codering_tests::{Backend, Dockerd, Fleet, Setup, dockerd::BASE, run, wait_for};
+use codering_tests::{
+    Backend, Dockerd, Fleet, Setup,
+    dockerd::{ACTIVATED, BASE},
+    run, wait_for,
+};
 use serde_json::Value;
 
 const JOB: Duration = Duration::from_secs(120);
@@ -104,6 +108,11 @@ fn invariant_4_a_docker_that_is_killed_amid_tasks_costs_their_user_no_attempt() 
 #[test]
 fn invariant_4_a_docker_that_is_stopped_amid_tasks_costs_their_user_no_attempt() {
     docker_goes_and_comes(&[], Dockerd::stop);
+}
+
+#[test]
+fn invariant_4_a_docker_that_is_restarted_behind_its_socket_amid_tasks_costs_their_user_no_attempt() {
+    docker_goes_and_comes(&[ACTIVATED], Dockerd::stop);
 }
 
 #[test]

@@ -28,6 +28,7 @@ use codering_core::{
     time::{Millis, from_rfc3339},
 };
 use codering_kit::{
+    clock::now,
     fault::{self, Point},
     live::Live,
 };
@@ -53,6 +54,8 @@ const EVIDENCE_EVERY: Duration = Duration::from_millis(50);
 const EVIDENCE_TRIES: u32 = 10;
 /// How long after a container's end Docker has noted who killed it.
 const KILL_IS_NOTED_MS: Millis = 500;
+/// Docker tells of 256 events that lie in the past, until it ends itself.
+const EVENTS_KEPT: usize = 256;
 /// What an entry of Docker's log weighs at most beyond its text.
 const ENTRY_OVERHEAD: u64 = 64;
 /// The largest /etc/passwd or /etc/group of an image that is read.
@@ -352,22 +355,34 @@ impl Container {
         call(self.docker.inspect_container(&self.id, None)).await
     }
 
-    /// Whether Docker was asked for the signal that ended it, and not by this process. No task reaches Docker, so that
-    /// was not the user's doing.
-    async fn killed_by_others(&self, exit: Exit) -> bool {
+    /// Why an end that looks like a stop was not the user's doing, if so: no task reaches Docker.
+    async fn stopped_by_others(&self, exit: Exit) -> Result<Option<&'static str>, Error> {
         if !exit.looks_stopped() || self.killed.load(Ordering::Relaxed) {
-            return false;
+            return Ok(None);
         }
         let at = |ms: Millis| format!("{}.{:03}000000", ms / 1000, ms % 1000);
-        let filters = HashMap::from([("container", vec![self.id.as_str()]), ("event", vec!["kill"])]);
+        // Those of others too: that this one's end is not among them says something where Docker keeps no more than it told.
         let options = EventsOptionsBuilder::default()
             .since(&at(exit.started_at))
-            // It is noted a moment after the end; without a bound Docker would go on telling.
-            .until(&at(exit.finished_at + KILL_IS_NOTED_MS))
-            .filters(&filters)
+            // Without a bound Docker would go on telling. The end is noted by now; who asked for it, a moment after it.
+            .until(&at((exit.finished_at + KILL_IS_NOTED_MS).max(now() + 1)))
             .build();
         let mut events = std::pin::pin!(self.docker.events(Some(options)));
-        matches!(timeout(CALL_TIMEOUT, events.next()).await, Ok(Some(Ok(_))))
+        let (mut told, mut seen) = (0, false);
+        while let Some(event) = call(async { events.next().await.transpose() }).await? {
+            told += 1;
+            let its = event.actor.and_then(|actor| actor.id).as_deref() == Some(&self.id);
+            match event.action.as_deref() {
+                Some("kill") if its => {
+                    return Ok(Some("the container was killed through Docker by somebody else"));
+                }
+                Some("die") if its => seen = true,
+                _ => {}
+            }
+        }
+        // It was the Docker before this one that saw the end, and stopped its containers because it was stopped itself. That each
+        // call was answered says nothing: systemd holds Docker's socket meanwhile.
+        Ok((!seen && told < EVENTS_KEPT).then_some("Docker was restarted while the command ran"))
     }
 
     async fn ended(&self) -> Result<Option<Exit>, Error> {
@@ -407,7 +422,6 @@ fn follow_log(
 impl Control for Container {
     async fn wait(&self) -> Result<Exit, Unavailable> {
         let mut last = None;
-        let mut lost = false;
         for tries in 0..RETRIES {
             if tries > 0 {
                 tokio::time::sleep(RETRY_EVERY).await;
@@ -415,28 +429,21 @@ impl Control for Container {
             let options = WaitContainerOptionsBuilder::default().condition("not-running").build();
             // Its own answer gives the code only; what matters is that it has answered.
             let _ = self.docker.wait_container(&self.id, Some(options)).next().await;
-            match self.ended().await {
-                // Docker went away meanwhile, and took the container with it.
-                Ok(Some(exit)) if lost && exit.looks_stopped() => {
-                    return Err(Unavailable("Docker was restarted while the command ran".into()));
-                }
-                Ok(Some(exit)) if self.killed_by_others(exit).await => {
-                    return Err(Unavailable(
-                        "the container was killed through Docker by somebody else".into(),
-                    ));
-                }
-                Ok(Some(exit)) if exit.code == 137 && !exit.out_of_memory => {
+            let ended = match self.ended().await {
+                Ok(Some(exit)) => self.stopped_by_others(exit).await.map(|why| Some((exit, why))),
+                other => other.map(|_| None),
+            };
+            match ended {
+                Ok(Some((_, Some(why)))) => return Err(Unavailable(why.into())),
+                Ok(Some((exit, None))) if exit.code == 137 && !exit.out_of_memory => {
                     return Ok(self.evidence(exit).await);
                 }
-                Ok(Some(exit)) => return Ok(exit),
+                Ok(Some((exit, None))) => return Ok(exit),
                 Ok(None) => {}
                 Err(error) if refusal::answer(&error).is_some_and(|(status, _)| status == 404) => {
                     return Err(Unavailable("the container was removed by somebody else".into()));
                 }
-                Err(error) => {
-                    lost = true;
-                    last = Some(error);
-                }
+                Err(error) => last = Some(error),
             }
         }
         let why = last.unwrap_or(Error::RequestTimeoutError);
