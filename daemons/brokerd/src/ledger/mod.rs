@@ -171,7 +171,8 @@ pub trait Ledger: Send + Sync + 'static {
     /// Committed jobs that have not ended (`finished_at` is 0), oldest first. All tasks of one may be done.
     async fn unfinished_jobs(&self) -> Result<Vec<JobId>>;
 
-    /// The finished jobs that retention lets go: finished before `before`, or beyond the newest `keep`.
+    /// The finished jobs that retention lets go: finished before `before`, or beyond the newest `keep`. Not one with a result
+    /// that is not published yet.
     async fn expired_jobs(&self, before: Millis, keep: u64, limit: u32) -> Result<Vec<JobId>>;
 
     /// The job's tasks by where they stand, its reduce steps left out.

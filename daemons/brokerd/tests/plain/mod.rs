@@ -357,6 +357,8 @@ impl Ledger for PlainLedger {
         let mut finished = self.all_jobs(|job| job.finished_at != 0).await;
         finished.sort_by_key(|job| job.finished_at);
         let beyond = (finished.len() as u64).saturating_sub(keep);
+        let waiting = self.all_tasks(|row| row.unpublished.is_some()).await;
+        finished.retain(|job| waiting.iter().all(|row| row.task.key.job != job.id));
         let expired = (0..).zip(finished).filter(|(n, job)| *n < beyond || job.finished_at < before);
         Ok(expired.map(|(_, job)| job.id).take(limit as usize).collect())
     }

@@ -27,6 +27,7 @@ pub(super) async fn suite(ledger: SharedLedger) {
     tasks::paging(&*ledger).await;
     results::suite(&*ledger).await;
     results::paging(&*ledger).await;
+    results::retention(&*ledger).await;
     records::suite(&*ledger).await;
     ledger.check().await.unwrap();
     let figures = ledger.figures();

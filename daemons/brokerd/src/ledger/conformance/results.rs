@@ -86,6 +86,20 @@ async fn complete_with_nothing(ledger: &dyn Ledger, job: &Job, seq: u64) {
     assert_eq!(ledger.attempts(&key).await.unwrap(), []);
 }
 
+/// What nobody has been told yet is not let go.
+pub(super) async fn retention(ledger: &dyn Ledger) {
+    let mut job = committed(ledger, "kept", 850, 1).await;
+    super::complete(ledger, &job, 0, Outcome::Succeeded).await;
+    (job.state, job.finished_at) = (JobState::Succeeded, NOW);
+    ledger.update_job(job.clone()).await.unwrap();
+    let is_expired = async || ledger.expired_jobs(NOW + 1, 0, 1000).await.unwrap().contains(&job.id);
+    assert!(!is_expired().await, "its result is not published");
+    let attempt = ledger.result(&key(&job, 0)).await.unwrap().unwrap().attempt;
+    ledger.mark_results_published(vec![(key(&job, 0), attempt)]).await.unwrap();
+    assert!(is_expired().await);
+    ledger.delete_job(&job.id).await.unwrap();
+}
+
 pub(super) async fn paging(ledger: &dyn Ledger) {
     const MIB: usize = 1 << 20;
     let job = committed(ledger, "pages", 900, 30).await;

@@ -185,6 +185,7 @@ pub(super) async fn expired(
     let beyond = finished.cast_unsigned().saturating_sub(keep).min(limit.into());
     let rows = sqlx::query(
         "SELECT id, finished_at FROM jobs WHERE phase = 1 AND finished = 1
+         AND number NOT IN (SELECT t.job FROM unpublished_results u JOIN tasks t ON t.number = u.task)
          ORDER BY finished_at, number LIMIT ?",
     )
     .bind(limit)
