@@ -30,6 +30,8 @@ const EVERY: Duration = Duration::from_secs(300);
 const SOON: Duration = Duration::from_secs(5);
 /// How often Docker is asked whether it is there.
 const HEALTH_EVERY: Duration = Duration::from_secs(5);
+/// Looks that find it away, until that is an error.
+const LONG_DOWN: u32 = 4;
 /// Docker has so long to say so.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -76,7 +78,7 @@ pub(crate) async fn health(
     readiness: Readiness,
     end: CancellationToken,
 ) {
-    let mut anew = true;
+    let (mut anew, mut down) = (true, 0);
     loop {
         let asked = tokio::time::timeout(HEALTH_TIMEOUT, docker.ping()).await;
         let why = match asked {
@@ -89,11 +91,14 @@ pub(crate) async fn health(
             Ok(Err(e)) => Some(e.to_string()),
             Err(_) => Some("Docker does not answer".to_owned()),
         };
-        if worker.set_docker_down(why.is_some()) {
-            match &why {
-                Some(why) => tracing::error!("Docker cannot be used, nothing new is taken: {why}"),
-                None => tracing::info!("Docker can be used again"),
-            }
+        let news = worker.set_docker_down(why.is_some());
+        down = if why.is_some() { down + 1 } else { 0 };
+        match &why {
+            // It may be restarted just now.
+            Some(why) if news => tracing::warn!("Docker cannot be used, nothing new is taken: {why}"),
+            Some(why) if down == LONG_DOWN => tracing::error!("Docker still cannot be used: {why}"),
+            None if news => tracing::info!("Docker can be used again"),
+            _ => {}
         }
         readiness.degraded("docker", why);
         anew = tokio::select! {

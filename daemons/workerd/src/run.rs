@@ -93,6 +93,10 @@ async fn watch(running: Running, held: &Arc<Held>, order: Order<'_>) -> Result<(
     let Running { output, stdin, control, .. } = running;
     let drained = tokio::spawn(drain(output, held.capture.clone()));
     let _drained = AbortOnDrop(drained.abort_handle());
+    if stdin.is_none() {
+        // At once: where this process is to end in this moment, the next one can take it up.
+        held.fed();
+    }
     let (fed, mut trouble) = tokio::sync::oneshot::channel();
     let feeding = tokio::spawn(feed_all(stdin, order.feed, held.clone(), fed));
     let _feeding = AbortOnDrop(feeding.abort_handle());
@@ -203,7 +207,6 @@ async fn feed_all(
     done: tokio::sync::oneshot::Sender<Result<(), String>>,
 ) {
     let Some(mut stdin) = stdin else {
-        held.fed();
         let _ = done.send(Ok(()));
         return;
     };
@@ -253,10 +256,74 @@ async fn feed_results(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use codering_core::{JobId, TaskId};
     use futures::stream;
 
     use super::*;
-    use crate::output::Stream;
+    use crate::{config::File, metrics::Metrics, output::Stream, worker::Work};
+
+    /// A container that runs until it is killed.
+    #[derive(Default)]
+    struct Sleeper(AtomicBool);
+
+    #[async_trait::async_trait]
+    impl Control for Sleeper {
+        async fn wait(&self) -> Result<Exit, Unavailable> {
+            std::future::pending().await
+        }
+
+        async fn kill(&self) -> Result<(), Unavailable> {
+            self.0.store(true, Ordering::Relaxed);
+            Err(Unavailable("not now".into()))
+        }
+
+        async fn paused(&self) -> bool {
+            false
+        }
+
+        async fn recorded(
+            &self,
+        ) -> Result<(BoxStream<'static, Result<Piece, Unavailable>>, u64), Unavailable> {
+            Ok((stream::empty().boxed(), 0))
+        }
+
+        async fn remove(&self) -> Result<(), Unavailable> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_container_that_was_started_in_the_moment_of_a_stop_is_left_to_the_next_process() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = File { data_dir: Some(directory.path().to_owned()), ..File::default() };
+        let channel = tonic::transport::Endpoint::from_static("http://localhost:1").connect_lazy();
+        let metrics = Metrics::new(&mut Default::default());
+        let name = "w".parse().expect("valid");
+        let (worker, _events) =
+            Worker::new(name, file.check().expect("valid"), Broker::new(channel), Work::Simulated, metrics)
+                .expect("a worker");
+        let held = Held::new(
+            LeaseToken::from_bytes([1; 16]),
+            "p".parse().expect("valid"),
+            JobId::at(1_763_722_560_000, 1),
+            TaskId::new("1").expect("valid"),
+            1,
+            1000,
+            Duration::from_secs(30),
+            Instant::now() + Duration::from_secs(30),
+        );
+        held.stop(Stop::Detach);
+        let control = Arc::new(Sleeper::default());
+        let output = stream::pending().boxed();
+        let running = Running { id: "c".into(), output, stdin: None, control: control.clone() };
+        let until = Instant::now() + Duration::from_secs(60);
+        let record = Record::default();
+        let order = Order { worker: &worker, feed: Feed::Nothing, until, record: &record, adopted: false };
+        assert_eq!(supervise(running, &held, order).await, Err(Fault::Detached));
+        assert!(!control.0.load(Ordering::Relaxed), "it was killed");
+    }
 
     #[tokio::test(start_paused = true)]
     async fn what_a_command_writes_beyond_its_limit_goes_slower_and_what_is_kept_does_not() {

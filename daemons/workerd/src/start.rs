@@ -78,10 +78,14 @@ const DOCKER_TIMEOUT_SECONDS: u64 = 600;
 const START_IT: &str = "start it with `systemctl start docker`";
 /// Between looks for Docker, before it was there for the first time.
 const DOCKER_AGAIN: Duration = Duration::from_secs(2);
+/// After so many looks it is no start or restart of Docker any more.
+const LONG_AWAY: u32 = 15;
 /// What is left of the drain's time for containers to be killed and results to be reported.
 const LAST_WORDS: Duration = Duration::from_secs(3);
 /// What is about to end is reported by the process that watched it. Not for long: an upgrade holds dpkg's lock meanwhile.
 const ABOUT_TO_END: Duration = Duration::from_secs(2);
+/// What the broker leased to this worker before it knew of the stop is here within this; gone, it would be an attempt that nobody made.
+const ON_THE_WAY: Duration = Duration::from_millis(300);
 /// A drain that waits for all has no deadline; this is as good as none.
 const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
 /// Probes at once.
@@ -236,6 +240,7 @@ pub(crate) fn private_directory(config: &Config) -> Result<(), Error> {
 async fn docker(config: &Config, readiness: &Readiness) -> Docker {
     let socket = config.docker_socket.display().to_string();
     let mut told = String::new();
+    let mut looks = 0;
     loop {
         let why = match Docker::connect_with_unix(&socket, DOCKER_TIMEOUT_SECONDS, API_DEFAULT_VERSION) {
             Ok(docker) => match timeout(LAST_WORDS, docker.ping()).await {
@@ -251,10 +256,13 @@ async fn docker(config: &Config, readiness: &Readiness) -> Docker {
             },
             Err(e) => e.to_string(),
         };
+        looks += 1;
         if told != why {
-            tracing::error!(socket, "waiting for Docker: {why}");
+            tracing::warn!(socket, "waiting for Docker: {why}");
             notify::status(&format!("waiting for Docker: {why}"));
             told.clone_from(&why);
+        } else if looks == LONG_AWAY {
+            tracing::error!(socket, "still waiting for Docker: {why}");
         }
         readiness.degraded("docker", Some(why));
         tokio::time::sleep(DOCKER_AGAIN).await;
@@ -302,15 +310,19 @@ async fn work(
 /// What becomes of the running attempts; see [`OnStop`].
 async fn stop(worker: &Worker, shutdown: &Shutdown) {
     let attempts = &worker.attempts;
+    let gone = async {
+        tokio::time::sleep(ON_THE_WAY).await;
+        attempts.gone().await;
+    };
     match worker.now.get().on_stop {
         OnStop::Kill => attempts.stop_all(Stop::Shutdown),
         OnStop::Drain => tokio::select! {
-            () = attempts.gone() => {}
+            () = gone => {}
             () = shutdown.ended() => attempts.stop_all(Stop::Detach),
         },
         OnStop::Detach => {
             tokio::select! {
-                () = attempts.gone() => {}
+                () = gone => {}
                 () = tokio::time::sleep(ABOUT_TO_END) => {}
                 () = shutdown.ended() => {}
             }

@@ -215,7 +215,7 @@ impl Session {
             biased;
             () = self.closed.cancelled() => None,
             message = self.inbox.recv() => message,
-            () = self.broker.stop.cancelled() => None,
+            () = self.broker.streams.cancelled() => None,
         }
     }
 

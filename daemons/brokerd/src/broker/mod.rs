@@ -32,9 +32,12 @@ mod tasks;
 mod waiting;
 mod workers;
 
-use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicBool, AtomicUsize},
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicUsize},
+    },
+    time::Duration,
 };
 
 use codering_core::{Code, Error, JobId, LeaseToken};
@@ -60,6 +63,9 @@ use crate::{
     metrics::Metrics,
     queue::Queues,
 };
+
+/// What is in hand at a stop has so long until the workers' streams end: a queue that is away would take longer.
+const IN_HAND: Duration = Duration::from_secs(1);
 
 /// A handle; clones share one broker.
 #[derive(Clone)]
@@ -96,6 +102,8 @@ pub struct Parts {
     /// Rung when a slot is freed or a queue may have something.
     dispatch: Notify,
     stop: CancellationToken,
+    /// The workers' streams end a moment later than the loops.
+    streams: CancellationToken,
     tracker: TaskTracker,
 }
 
@@ -137,6 +145,7 @@ impl Broker {
             ledger_failed: AtomicBool::new(false),
             dispatch: Notify::new(),
             stop: CancellationToken::new(),
+            streams: CancellationToken::new(),
             tracker: TaskTracker::new(),
         }));
         broker.load().await?;
@@ -169,6 +178,9 @@ impl Broker {
     pub async fn stop(&self) {
         self.stop.cancel();
         self.tracker.close();
+        // A lease that is being recorded gets to its worker: it would end as an attempt that nobody made.
+        let _ = tokio::time::timeout(IN_HAND, self.tracker.wait()).await;
+        self.streams.cancel();
         self.tracker.wait().await;
     }
 

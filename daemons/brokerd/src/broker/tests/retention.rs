@@ -40,6 +40,10 @@ async fn what_comes_while_old_jobs_are_let_go_is_counted_once() {
         worker.report(&held, Outcome::Succeeded, "old").await;
         rig.reaches(&job, JobState::Succeeded).await;
         until("it is forgotten", async || rig.broker.jobs.get(&job.id).is_none().then_some(())).await;
+        until("its result is told", async || {
+            rig.ledger.unpublished_results(1).await.unwrap().is_empty().then_some(())
+        })
+        .await;
         let labels = [("nobody".to_owned(), "has".to_owned())];
         let submits = async {
             for _ in 0..3 {

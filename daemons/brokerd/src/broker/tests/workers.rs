@@ -1,7 +1,9 @@
 //! What a worker may say and show.
 
+use std::{collections::HashSet, time::Duration};
+
 use codering_core::{Code, WorkerName};
-use codering_proto::v1::{self, from_worker};
+use codering_proto::v1::{self, from_worker, to_worker};
 
 use super::rig::*;
 use crate::ledger::BUILD_LOG_BYTES;
@@ -40,5 +42,33 @@ async fn a_build_log_beyond_its_bound_is_cut_to_its_end_whatever_the_worker_sent
         let kept = rig.broker.builds(&job.id).await.unwrap().remove(0);
         assert!(kept.log.len() <= BUILD_LOG_BYTES && log.ends_with(&kept.log) && !kept.log.is_empty());
         assert_eq!((kept.log_truncated, kept.log == log), (cut, !cut));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_that_is_recorded_while_the_broker_stops_gets_to_its_worker() {
+    for pause in 0..20 {
+        let rig = Rig::new().await;
+        let Worker { mut session, .. } = rig.worker("w1", 64).await;
+        let job = rig.submit(spec(), tasks(64)).await;
+        // As the call that it is read by: it ends with the stream.
+        let reading = tokio::spawn(async move {
+            let mut got = HashSet::new();
+            while let Some(message) = session.next().await {
+                if let Some(to_worker::Message::Assignment(assignment)) = message.message {
+                    got.insert(assignment.token);
+                }
+            }
+            got
+        });
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+        rig.broker.stop().await;
+        let got = reading.await.unwrap();
+        for task in rig.ledger.tasks(&job.id, Default::default(), None, 100).await.unwrap() {
+            match task.progress.lease() {
+                Some(lease) => assert!(got.contains(lease.token.as_str()), "after {pause} ms: {task:?}"),
+                None => assert_eq!(task.progress.attempt, 0, "after {pause} ms: {task:?}"),
+            }
+        }
     }
 }
