@@ -35,7 +35,6 @@ macro_rules! points {
 points! {
     SubmitBegun "brokerd.submit.begun" "an uncommitted job, never answered: removed at start"
     TasksAdded "brokerd.submit.tasks-added" "the same, with tasks"
-    SubmitCounted "brokerd.submit.counted" "the same, with its counters"
     SubmitCommitted "brokerd.submit.committed" "a job that was not answered: its idempotency key finds it"
     SubmitDropped "brokerd.submit.dropped" "nothing of a submit that was refused"
     UncommittedRemoved "brokerd.start.uncommitted-removed" "nothing of a submit that was never answered"

@@ -64,15 +64,15 @@ pub enum Scenario {
 pub fn scenario(point: Point) -> Scenario {
     use Point::*;
     match point {
-        SubmitBegun | TasksAdded | SubmitCounted | SubmitCommitted | TaskPut | TaskMarked | MessagesTaken
-        | LeaseRecorded | AssignmentSent | JobStarted | MessageAcked | WorkerSeen | CommitPinned
-        | BuildKept | ReportReceived | ResultRecorded | ReportAnswered | DonePut | DoneMarked
-        | ReduceCounted | ReduceMade | JobFinished => Scenario::Flow,
+        SubmitBegun | SubmitCommitted | TaskPut | TaskMarked | MessagesTaken | LeaseRecorded
+        | AssignmentSent | JobStarted | MessageAcked | WorkerSeen | CommitPinned | BuildKept
+        | ReportReceived | ResultRecorded | ReportAnswered | DonePut | DoneMarked | ReduceCounted
+        | ReduceMade | JobFinished => Scenario::Flow,
         Assigned | MirrorFetched | CommitResolved | CommitAgreed | ImageBuilt | ImageStamped
         | ContainerCreated | ContainerAttached | ContainerStarted | LeasesWritten | CommandEnded
         | ContainerRemoved | SlotTaken | ResultWritten | ResultSpooled | AttemptLetGo | ReportSent
         | ReportSettled | SpoolRemoved => Scenario::Flow,
-        SubmitDropped => Scenario::Refused,
+        TasksAdded | SubmitDropped => Scenario::Refused,
         UncommittedRemoved => Scenario::Start,
         OpenJobBegun | OpenJobMade | RawTaskAdopted | OpenJobClosed | TaskCommitPinned => Scenario::Raw,
         MessageRejected | DeadRequeued => Scenario::Dead,
@@ -244,7 +244,7 @@ impl Stage {
 
     fn start(&mut self, point: Point) {
         self.arm(point);
-        self.arm(Point::TasksAdded);
+        self.arm(Point::SubmitBegun);
         let job = self.submit(&["--array", "1-3"], "echo {}");
         self.whole(&job, 3, "succeeded");
     }

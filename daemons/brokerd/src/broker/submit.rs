@@ -1,9 +1,9 @@
 //! A submit: all of it is checked, all of it is recorded, and only then is it answered.
 
-use std::{collections::HashSet, sync::atomic::Ordering};
+use std::sync::atomic::Ordering;
 
 use codering_core::{
-    Code, Command, Error, JobSpec, LimitsPatch, TaskKey, TaskSpec, job::TaskCounts, task::Progress,
+    Code, Command, Error, JobSpec, LimitsPatch, TaskId, TaskKey, TaskSpec, job::TaskCounts, task::Progress,
 };
 use codering_kit::fault::{self, Point};
 
@@ -35,6 +35,10 @@ fn weight(spec: &TaskSpec) -> usize {
     };
     let env = spec.env.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
     spec.stdin.len() + spec.arg.as_ref().map_or(0, String::len) + command + env
+}
+
+fn duplicate(id: &TaskId) -> Error {
+    Error::new(Code::JobDuplicateTask, format!("two tasks have the id {id}")).at("tasks")
 }
 
 /// The place of a job that is on its way into memory.
@@ -220,22 +224,9 @@ impl Submission {
         self.broker.check_room()?;
         let tasks = std::mem::take(&mut self.pending);
         self.pending_bytes = 0;
-        let mut seen = HashSet::new();
-        let twice = tasks.iter().find(|task| !seen.insert(&task.key.task)).map(|task| task.key.task.clone());
-        let twice = match twice {
-            Some(id) => Some(id),
-            None => {
-                let twice = self.broker.ledger.add_tasks(&self.job.id, tasks).await?;
-                fault::reached(Point::TasksAdded);
-                twice
-            }
-        };
-        match twice {
-            Some(id) => {
-                Err(Error::new(Code::JobDuplicateTask, format!("two tasks have the id {id}")).at("tasks"))
-            }
-            None => Ok(()),
-        }
+        let twice = self.broker.ledger.add_tasks(&self.job.id, tasks).await?;
+        fault::reached(Point::TasksAdded);
+        twice.map_or(Ok(()), |id| Err(duplicate(&id)))
     }
 
     /// Commits. Only after this may the caller be told that the job was taken.
@@ -251,16 +242,20 @@ impl Submission {
         // What they share outlives what is taken out of this.
         let (broker, project) = (self.broker.clone(), self.job.spec.project.clone());
         let _room = broker.projects.admit(&project, self.total)?;
-        self.flush().await?;
+        self.broker.check_room()?;
         self.job.counts = TaskCounts { total: self.total, queued: self.total, ..TaskCounts::default() };
-        self.broker.ledger.update_job(self.job.clone()).await?;
-        fault::reached(Point::SubmitCounted);
         // In memory before it is visible, so that no change of its tasks goes uncounted.
         let job = self.broker.jobs.insert(self.job.id.clone(), LiveJob::new(self.job.clone(), None));
         self.place = None;
-        if let Err(error) = self.broker.ledger.commit_job(&self.job.id).await {
+        let tasks = std::mem::take(&mut self.pending);
+        let finished = match self.broker.ledger.finish_job(self.job.clone(), tasks).await {
+            Ok(None) => Ok(()),
+            Ok(Some(twice)) => Err(duplicate(&twice)),
+            Err(error) => Err(error.into()),
+        };
+        if let Err(error) = finished {
             self.broker.jobs.remove(&self.job.id);
-            return Err(error.into());
+            return Err(error);
         }
         fault::reached(Point::SubmitCommitted);
         if self.broker.projects.get(&self.job.spec.project).is_none() {

@@ -133,6 +133,19 @@ pub trait Ledger: Send + Sync + 'static {
     /// Makes the job and all its tasks visible at once.
     async fn commit_job(&self, job: &JobId) -> Result<()>;
 
+    /// The last tasks of an uncommitted job, its row as it is now, and its commit. `Some(id)`: that id was there already, and the job
+    /// stays uncommitted; as it may after an error, with some of this. A ledger that can do it in one step saves a small submit
+    /// most of its time.
+    async fn finish_job(&self, job: Job, tasks: Vec<Task>) -> Result<Option<TaskId>> {
+        let id = job.id.clone();
+        if let Some(twice) = self.add_tasks(&id, tasks).await? {
+            return Ok(Some(twice));
+        }
+        self.update_job(job).await?;
+        self.commit_job(&id).await?;
+        Ok(None)
+    }
+
     /// Removes some of a job, committed or not: as much as holds nobody up. No read sees the job from the first step on.
     async fn delete_some(&self, job: &JobId) -> Result<Deleted>;
 

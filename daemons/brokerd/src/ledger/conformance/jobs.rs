@@ -77,6 +77,26 @@ pub(super) async fn suite(ledger: &dyn Ledger) {
     assert!(ledger.commit_job(&job.id).await.is_err(), "there is no such job");
 }
 
+/// The last tasks, the row and the commit in one call.
+pub(super) async fn finishes(ledger: &dyn Ledger) {
+    let mut job = job("finishes", 150);
+    assert_eq!(ledger.begin_job(job.clone(), None).await.unwrap(), Begun::New);
+    assert_eq!(ledger.add_tasks(&job.id, vec![task(&job, 0)]).await.unwrap(), None);
+    for twice in [vec![task(&job, 1), task(&job, 0)], vec![task(&job, 1), task(&job, 2), task(&job, 1)]] {
+        let there = twice.last().map(|task| task.key.task.clone());
+        assert_eq!(ledger.finish_job(job.clone(), twice).await.unwrap(), there);
+        assert_eq!(ledger.job(&job.id).await.unwrap(), None, "it is not committed");
+    }
+    job.counts = TaskCounts { total: 2, queued: 2, ..TaskCounts::default() };
+    assert_eq!(ledger.finish_job(job.clone(), vec![task(&job, 1)]).await.unwrap(), None);
+    assert_eq!(ledger.job(&job.id).await.unwrap(), Some(job.clone()));
+    let seen = ledger.tasks(&job.id, TaskFilter::default(), None, 9).await.unwrap();
+    assert_eq!(seen, [task(&job, 0), task(&job, 1)]);
+    assert_eq!(ledger.counts(&job.id).await.unwrap(), job.counts);
+    ledger.delete_job(&job.id).await.unwrap();
+    assert!(ledger.finish_job(job, Vec::new()).await.is_err(), "there is no such job");
+}
+
 fn with_everything(job: &Job, seq: u64) -> Task {
     let mut task = task(job, seq);
     task.spec.arg = Some("a b".into());

@@ -19,6 +19,7 @@ pub(super) async fn suite(ledger: SharedLedger) {
     swaps::suite(&*ledger).await;
     swaps::races(ledger.clone()).await;
     jobs::suite(&*ledger).await;
+    jobs::finishes(&*ledger).await;
     jobs::keys(&*ledger).await;
     jobs::lists(&*ledger).await;
     jobs::builds(&*ledger).await;

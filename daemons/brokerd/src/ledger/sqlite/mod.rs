@@ -140,6 +140,28 @@ impl Ledger for SqliteLedger {
         if committed { Ok(()) } else { Err(no_job(job)) }
     }
 
+    async fn finish_job(&self, job: Job, tasks: Vec<Task>) -> Result<Option<TaskId>> {
+        let (id, weight) = (job.id.clone(), 1 + add::weight(&tasks));
+        let added = self
+            .writer
+            .write_heavy((job, tasks), weight, |(job, tasks), batch| {
+                Box::pin(async move {
+                    let added = add::add(batch, &job.id, BEGUN, tasks).await?;
+                    if matches!(added, Added::All) {
+                        jobs::update(batch, job).await?;
+                        jobs::commit(batch, &job.id).await?;
+                    }
+                    Ok(added)
+                })
+            })
+            .await?;
+        match added {
+            Added::All => Ok(None),
+            Added::There(id) => Ok(Some(id)),
+            Added::NoJob => Err(no_job(&id)),
+        }
+    }
+
     async fn delete_some(&self, job: &JobId) -> Result<Deleted> {
         self.writer.write(job.clone(), |job, batch| Box::pin(delete::step(batch, job))).await
     }
