@@ -26,8 +26,10 @@ use crate::ledger::{Figures, LedgerError, Result, Swapped, TaskChange};
 const BATCH: usize = 256;
 /// What they may weigh together; a row weighs 1, and so does every 64 KiB.
 const BATCH_WEIGHT: usize = 4_000;
-/// How long a batch waits for as many operations as the last one had.
+/// How long a batch waits for as many operations as the last one had, if they were [`MANY`]: each commit costs, and their callers come
+/// back. Where they were few, somebody would wait for hardly anybody.
 const LINGER: Duration = Duration::from_millis(2);
+const MANY: usize = 16;
 /// Operations that wait for the writer before callers wait themselves.
 const WAITING: usize = 1_024;
 /// How long a caller waits for room among them.
@@ -251,7 +253,7 @@ impl Writing {
             }
             next = match incoming.try_recv() {
                 Ok(message) => Some(message),
-                Err(_) if writes.len() < self.last => {
+                Err(_) if writes.len() < self.last && self.last >= MANY => {
                     timeout_at(deadline, incoming.recv()).await.ok().flatten()
                 }
                 Err(_) => None,
