@@ -167,7 +167,7 @@ impl Auth {
         match rows.into_iter().find(|row| row.name == name) {
             None => refuse(Code::AuthInvalid, "no worker of this name is enrolled here"),
             Some(row) if row.revoked => refuse(Code::WorkerRevoked, "its certificate was revoked"),
-            Some(row) if ![&row.certificate_serial, &row.previous_serial].contains(&&certificate.serial) => {
+            Some(row) if !row.has_certificate(&certificate.serial) => {
                 refuse(Code::AuthInvalid, "a newer certificate has replaced this one")
             }
             Some(row) => Ok(row),

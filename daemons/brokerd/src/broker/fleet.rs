@@ -191,7 +191,7 @@ impl Broker {
         if row.revoked {
             return Err(Error::new(Code::WorkerRevoked, format!("worker {name} was revoked")));
         }
-        if serial != row.certificate_serial && (serial.is_empty() || serial != row.previous_serial) {
+        if !row.has_certificate(serial) {
             return Err(Error::new(
                 Code::AuthInvalid,
                 format!("worker {name}: a newer certificate has replaced this one"),

@@ -276,6 +276,14 @@ pub struct Worker {
     pub last_seen_at: Millis,
 }
 
+impl Worker {
+    /// Whether a certificate of this serial number is its newest, or the one before that.
+    pub fn has_certificate(&self, serial: &str) -> bool {
+        !serial.is_empty()
+            && [&self.certificate_serial, &self.previous_serial].iter().any(|its| *its == serial)
+    }
+}
+
 /// What a ledger has written since it was opened.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Figures {
