@@ -47,6 +47,12 @@ impl Setup {
         self.auth.create_token(by, wanted(role, projects)).await
     }
 
+    /// A join token that is called so.
+    async fn join_token(&self, by: &Caller, name: &str) -> String {
+        let wanted = NewToken { name: name.into(), ..wanted(Role::Worker, &[]) };
+        self.auth.create_token(by, wanted).await.expect("created").1
+    }
+
     async fn enroll(&self, join: &str, name: &str) -> Result<Identity, Error> {
         let worker = WorkerName::new(name).expect("a name");
         let (csr, _) = tls::csr(&worker).expect("a request");
@@ -487,10 +493,7 @@ async fn a_join_token_for_the_name_leaves_none_of_the_old_certificates_good() {
 async fn invariant_10_a_join_token_takes_no_connected_workers_name() {
     let setup = setup().await;
     let admin = setup.admin().await;
-    let join = async |name: &str| {
-        let wanted = NewToken { name: name.into(), ..wanted(Role::Worker, &[]) };
-        setup.auth.create_token(&admin, wanted).await.expect("created").1
-    };
+    let join = async |name: &str| setup.join_token(&admin, name).await;
     let first = setup.enroll(&join("any").await, "w1").await.expect("a new name");
     let second = setup.enroll(&join("any").await, "w1").await.expect("the first answer was lost");
     assert_eq!(code(setup.worker(&first).await), Code::AuthInvalid);
@@ -511,10 +514,7 @@ async fn invariant_10_a_join_token_takes_no_connected_workers_name() {
 async fn a_worker_that_is_refused_is_told_what_the_broker_takes() {
     let setup = setup().await;
     let admin = setup.admin().await;
-    let join = async |name: &str| {
-        let wanted = NewToken { name: name.into(), ..wanted(Role::Worker, &[]) };
-        setup.auth.create_token(&admin, wanted).await.expect("created").1
-    };
+    let join = async |name: &str| setup.join_token(&admin, name).await;
     let first = setup.enroll(&join("w1").await, "w1").await.expect("enrolled");
     let second = setup.enroll(&join("w1").await, "w1").await.expect("enrolled again");
     let peer = |identity: Identity| Peer { address: FROM, certificate: Some(Arc::new(identity)) };

@@ -81,6 +81,15 @@ fn no_job(id: &JobId) -> LedgerError {
     LedgerError::Failed(format!("it has no job {id} that this could be added to"))
 }
 
+/// Which of the tasks was there already.
+fn twice(added: Added, job: &JobId) -> Result<Option<TaskId>> {
+    match added {
+        Added::All => Ok(None),
+        Added::There(id) => Ok(Some(id)),
+        Added::NoJob => Err(no_job(job)),
+    }
+}
+
 #[async_trait]
 impl Ledger for SqliteLedger {
     async fn task(&self, key: &TaskKey) -> Result<Option<Task>> {
@@ -104,11 +113,7 @@ impl Ledger for SqliteLedger {
                 Box::pin(add::add(batch, &task.key.job, COMMITTED, std::slice::from_ref(task)))
             })
             .await?;
-        match added {
-            Added::All => Ok(true),
-            Added::There(_) => Ok(false),
-            Added::NoJob => Err(no_job(&job)),
-        }
+        Ok(twice(added, &job)?.is_none())
     }
 
     async fn begin_job(&self, job: Job, idempotency_key: Option<String>) -> Result<Begun> {
@@ -127,11 +132,7 @@ impl Ledger for SqliteLedger {
                 Box::pin(add::add(batch, job, BEGUN, tasks))
             })
             .await?;
-        match added {
-            Added::All => Ok(None),
-            Added::There(id) => Ok(Some(id)),
-            Added::NoJob => Err(no_job(job)),
-        }
+        twice(added, job)
     }
 
     async fn commit_job(&self, job: &JobId) -> Result<()> {
@@ -155,11 +156,7 @@ impl Ledger for SqliteLedger {
                 })
             })
             .await?;
-        match added {
-            Added::All => Ok(None),
-            Added::There(id) => Ok(Some(id)),
-            Added::NoJob => Err(no_job(&id)),
-        }
+        twice(added, &id)
     }
 
     async fn delete_some(&self, job: &JobId) -> Result<Deleted> {
