@@ -3,7 +3,7 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use codering_core::{Code, Error, LeaseToken};
+use codering_core::{Error, LeaseToken};
 use codering_kit::fault::{self, Point};
 use codering_proto::v1::{self, FromWorker, from_worker::Message};
 use futures::{Stream, StreamExt};
@@ -14,6 +14,7 @@ use tokio::{
 };
 use tokio_stream::wrappers::ReceiverStream;
 
+use super::session::takes_nothing;
 use crate::{broker::Broker, spool::Spool, worker::Worker};
 
 /// Results that wait to be sent, and their bytes: few, or on a slow link each would be sent again before it had arrived.
@@ -61,7 +62,7 @@ impl Reports {
     /// Begins to send what waits in the spool and was not sent lately.
     pub fn send_due(&mut self) -> Result<(), Error> {
         if self.to.is_closed() {
-            return Err(Error::new(Code::BrokerUnreachable, "the broker takes nothing any more"));
+            return Err(takes_nothing());
         }
         let waiting = self.worker.spool.waiting();
         self.worker.metrics.spooled.set(i64::try_from(waiting.len()).unwrap_or(i64::MAX));
@@ -115,13 +116,11 @@ impl Reports {
         None
     }
 
-    /// It was recorded or fenced.
+    /// It was recorded or fenced. The spool tells of it, and what waits is counted then.
     pub fn settled(&mut self, token: &LeaseToken) {
         self.sent.remove(token);
         // fault: the spool names its own.
         self.worker.spool.remove(token);
-        let waiting = self.worker.spool.tokens().len();
-        self.worker.metrics.spooled.set(i64::try_from(waiting).unwrap_or(i64::MAX));
     }
 }
 

@@ -156,7 +156,7 @@ fn silent() -> Error {
     Error::new(Code::BrokerUnreachable, "the broker does not answer")
 }
 
-fn takes_nothing() -> Error {
+pub(super) fn takes_nothing() -> Error {
     Error::new(Code::BrokerUnreachable, "the broker takes nothing any more")
 }
 
