@@ -20,6 +20,18 @@ use crate::{
     output::Out,
 };
 
+/// The wall clock.
+pub fn now() -> Millis {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Millis::try_from(since.as_millis()).unwrap_or(Millis::MAX)
+}
+
+/// This machine's name; empty where it has none.
+pub fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    name.trim().to_owned()
+}
+
 /// One call of coderingctl.
 pub struct Context {
     /// Where data, notes and errors go.
@@ -80,8 +92,7 @@ impl Context {
 
     /// The wall clock.
     pub fn now(&self) -> Millis {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Millis::try_from(since.as_millis()).unwrap_or(Millis::MAX)
+        now()
     }
 
     /// Asks before something is destroyed; `yes` is the answer given on the command line.

@@ -1,15 +1,15 @@
 //! `worker`: list, show, pause, resume, drain, revoke, and tokens to join with.
 
-use std::{net::IpAddr, time::Duration};
+use std::time::Duration;
 
 use clap::Subcommand;
-use codering_core::{Code, Error, WorkerName};
+use codering_core::{Code, Error, WorkerName, joining};
 use codering_proto::v1::{self, GetWorkerRequest, Role, Worker};
 use tokio::time::{Instant, sleep};
 
 use crate::{
     client::{Broker, said},
-    context::Context,
+    context::{Context, host_name},
     verbs::{complete, token, words},
 };
 
@@ -120,10 +120,9 @@ pub async fn run(ctx: &Context, verb: Verb) -> Result<(), Error> {
         Verb::Revoke { name, yes } => revoke(ctx, &broker, &name, yes).await,
         Verb::Token { name, ttl } => {
             let created = token::create(&broker, name, Role::Worker, Vec::new(), ttl.as_secs()).await?;
-            let this = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
             let broker = ctx
                 .target()
-                .map_or_else(|_| "HOST".to_owned(), |target| from_elsewhere(&target.address, this.trim()));
+                .map_or_else(|_| "HOST".to_owned(), |target| from_elsewhere(&target.address, &host_name()));
             ctx.out.note(format!(
                 "on the new worker, within {}: sudo codering-workerd enroll --broker {broker} --token TOKEN",
                 codering_core::units::show_duration(ttl.as_millis() as u64)
@@ -136,9 +135,7 @@ pub async fn run(ctx: &Context, verb: Verb) -> Result<(), Error> {
 /// The address by which another machine reaches the broker: `this` for one that is reached over loopback.
 fn from_elsewhere(address: &str, this: &str) -> String {
     let (host, port) = address.rsplit_once(':').unwrap_or((address, "7443"));
-    let ip = host.trim_matches(['[', ']']).parse::<IpAddr>();
-    let is_here = host == "localhost" || ip.is_ok_and(|ip| ip.is_loopback());
-    match is_here && !this.is_empty() {
+    match joining::is_loopback(host.trim_matches(['[', ']'])) && !this.is_empty() {
         true => format!("{this}:{port}"),
         false => address.to_owned(),
     }

@@ -4,6 +4,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use codering_core::{Code, Error, time::Millis};
 use codering_kit::{
+    host,
     live::Live,
     shutdown::Shutdown,
     tls::{self, Ca, write_private, write_public},
@@ -110,8 +111,7 @@ fn read(path: &Path) -> Result<String, Error> {
 
 /// What the certificate names: the configured names, the host's own, and loopback.
 fn names(public: &[String]) -> Vec<String> {
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let own = [host.trim().to_owned(), "localhost".into(), "127.0.0.1".into(), "::1".into()];
+    let own = [host::name(), "localhost".into(), "127.0.0.1".into(), "::1".into()];
     let mut names = Vec::new();
     for name in public.iter().cloned().chain(own) {
         if !name.is_empty() && !names.contains(&name) {

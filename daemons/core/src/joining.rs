@@ -42,8 +42,8 @@ fn host_of(address: &str) -> &str {
     }
 }
 
-/// Whether it is this very machine by whatever name.
-fn is_loopback(host: &str) -> bool {
+/// Whether a host, without brackets, is this very machine by whatever name.
+pub fn is_loopback(host: &str) -> bool {
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 

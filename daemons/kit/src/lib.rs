@@ -6,7 +6,7 @@
 //! - [`live`]: a value that is replaced while it is used; [`inherited`]: the sockets that systemd holds for the daemon.
 //! - [`tls`]: the CA, certificates and rustls configurations; [`listen`]: serving; [`connect`]: calling, [`proxy`]: through what.
 //! - [`disk`]: how much room is left, and the reserve that is kept.
-//! - [`open_files`]: how many the process may have; [`clock`]: the time for records.
+//! - [`open_files`]: how many the process may have; [`clock`]: the time for records; [`host`]: this machine.
 //! - [`health`]: `/healthz`, `/readyz` and `/metrics`; [`fault`]: where a test lets a process die.
 //!
 //! It keeps no global state but the log subscriber and rustls's provider, which the process has once.
@@ -17,6 +17,7 @@ pub mod connect;
 pub mod disk;
 pub mod fault;
 pub mod health;
+pub mod host;
 pub mod inherited;
 pub mod listen;
 pub mod live;

@@ -12,7 +12,7 @@ use codering_core::{
     units::{read_duration, read_size},
 };
 pub use codering_kit::proxy::Proxy;
-use codering_kit::{config::secret_path, telemetry};
+use codering_kit::{config::secret_path, host, telemetry};
 use serde::Deserialize;
 
 /// The file, its drop-ins and the environment. Every key is optional.
@@ -340,8 +340,7 @@ impl File {
 
 /// The host's name, made a worker's name.
 fn own_name() -> Result<WorkerName, Error> {
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    WorkerName::new(slug(&host)).map_err(|e| e.at("name").hint("the host's name is none; set `name`"))
+    WorkerName::new(slug(&host::name())).map_err(|e| e.at("name").hint("the host's name is none; set `name`"))
 }
 
 fn slug(host: &str) -> String {

@@ -7,6 +7,7 @@ use codering_kit::{
     clock::now,
     config, connect,
     fault::{self, Point},
+    host,
     live::Live,
     tls,
 };
@@ -83,12 +84,10 @@ fn valid(config: &Config, pem: &[u8], file: &Path) -> Result<tls::Identity, Erro
 
 /// What is typed for this worker's next certificate. The one that is there says by what name it goes.
 fn anew(config: &Config) -> String {
-    let pem = fs::read(config.path("tls").join("worker.pem")).ok();
-    let ders = pem.and_then(|pem| tls::certificates(&pem).ok());
-    let named = ders.and_then(|ders| tls::Identity::of(&ders[0]).ok()?.worker());
+    let named = shown(&config.path("tls")).and_then(|identity| identity.worker());
     let name = named.unwrap_or_else(|| config.name.clone());
-    let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let host = if host.trim().is_empty() { joining::HOST } else { host.trim() };
+    let host = host::name();
+    let host = if host.is_empty() { joining::HOST } else { &host };
     joining::again(name.as_str(), &config.broker, host)
 }
 
@@ -129,10 +128,14 @@ pub(crate) enum Asking {
     Once,
 }
 
+/// What the certificate on disk says, where one can be read.
+fn shown(dir: &Path) -> Option<tls::Identity> {
+    let pem = fs::read(dir.join("worker.pem")).ok()?;
+    tls::Identity::of(tls::certificates(&pem).ok()?.first()?).ok()
+}
+
 fn has_ended(dir: &Path) -> bool {
-    let pem = fs::read(dir.join("worker.pem")).ok();
-    let first = pem.and_then(|pem| tls::certificates(&pem).ok()).map(|mut ders| ders.swap_remove(0));
-    first.and_then(|der| tls::Identity::of(&der).ok()).is_some_and(|shown| shown.not_after_ms <= now())
+    shown(dir).is_some_and(|identity| identity.not_after_ms <= now())
 }
 
 fn join_token(config: &Config) -> Result<Option<config::Secret>, Error> {

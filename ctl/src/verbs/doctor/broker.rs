@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     client::{Broker, Target},
+    context,
     verbs::{token, words},
 };
 
@@ -87,10 +88,10 @@ fn unreachable(target: &Target, error: &std::io::Error) -> Finding {
 /// What only a caller with a token learns.
 async fn ask(target: &Target, now: Millis) -> Result<Vec<Finding>, Error> {
     let broker = Broker::connect(target.clone()).await?;
-    let before = clock::now_ms();
+    let before = context::now();
     let answer =
         broker.tokens().who_am_i(v1::WhoAmIRequest {}).await.map_err(|status| from_status(&status))?;
-    let after = clock::now_ms();
+    let after = context::now();
     let date = clock::date(answer.metadata());
     let me = answer.into_inner();
     let mut findings = vec![token_good(target, &me, now)];

@@ -14,17 +14,12 @@ use tonic::{
 use super::finding::Finding;
 use crate::{
     client::{Broker, Target},
+    context::now,
     verbs::words,
 };
 
 /// Clocks further apart than this are worth a look: tokens and certificates begin to end at other times.
 const SKEW_MS: i64 = 10_000;
-
-/// This machine's.
-pub fn now_ms() -> Millis {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
-}
 
 /// The skew as far as a caller learns it who has no token: every answer has a date, that to a probe too.
 pub async fn look(target: &Target) -> Finding {
@@ -42,10 +37,10 @@ async fn probe(target: &Target) -> Result<Option<(Millis, Millis, Millis)>, Erro
     let mut grpc = Grpc::new(Broker::connect(target.clone()).await?.channel());
     grpc.ready().await.map_err(|error| from_status(&Status::from_error(error.into())))?;
     let path = PathAndQuery::from_static("/grpc.health.v1.Health/Check");
-    let before = now_ms();
+    let before = now();
     // As a stream, the answer is there with its head, and the message, which is of no interest, is never read.
     let answer = grpc.server_streaming(Request::new(()), path, Empty).await;
-    let after = now_ms();
+    let after = now();
     let answer = answer.map_err(|status| from_status(&status))?;
     Ok(date(answer.metadata()).map(|date| (date, before, after)))
 }
@@ -104,7 +99,7 @@ pub fn apart(date: Millis, before: Millis, after: Millis) -> Finding {
             "clock",
             format!(
                 "the broker's is {} {} this one",
-                words::ago(now_ms() - apart, now_ms()),
+                words::ago(now() - apart, now()),
                 if skew > 0 { "ahead of" } else { "behind" }
             ),
             "on the machine that is wrong: sudo timedatectl set-ntp true",

@@ -8,7 +8,7 @@ use std::{
 use codering_core::{WorkerName, joining, time::Millis};
 
 use super::{broker, clock, finding::Finding, host::unread, local::Configured, tls};
-use crate::{client::Target, verbs::words};
+use crate::{client::Target, context::host_name, verbs::words};
 
 /// A worker renews at two thirds of its certificate's life. One with less than this part left does not succeed.
 const LATE: f64 = 0.25;
@@ -35,8 +35,8 @@ pub fn alone(root: &Path) -> Option<Here> {
 impl Here {
     /// As its configuration says.
     pub fn of(workerd: &Configured) -> Self {
-        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-        let host = if host.trim().is_empty() { joining::HOST } else { host.trim() };
+        let host = host_name();
+        let host = if host.is_empty() { joining::HOST } else { &host };
         Self {
             dir: workerd.data_dir(),
             broker: workerd.text("", "broker").unwrap_or_else(|| "https://localhost:7443".into()),
@@ -206,7 +206,7 @@ mod tests {
             }
         });
         let here = Here { broker: format!("https://localhost:{port}"), ..here(dir.path()) };
-        let now = clock::now_ms();
+        let now = crate::context::now();
         std::fs::write(dir.path().join("tls/ca.pem"), ours.pem()).expect("written");
         let good = [("target", Good), ("endpoint", Good), ("ca", Good)];
         assert_eq!(
